@@ -1,0 +1,122 @@
+"""Wires the parts into one ASGI application, once. Nothing here decides anything."""
+
+import asyncio
+import importlib
+import logging
+import pkgutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+
+from agent_server import openapi, routes
+from agent_server.agents import AGENTS
+from agent_server.checkpoints import Checkpoints
+from agent_server.datadir import DataDirectory
+from agent_server.errors import AgentServerError
+from agent_server.events import EventLog
+from agent_server.gateway.chat import ChatGateway
+from agent_server.gateway.providers import ProviderSettings
+from agent_server.gateway.replay import ReplayGateway
+from agent_server.gateway.route import Gateways
+from agent_server.guard import Guard
+from agent_server.http import Endpoint, on_error
+from agent_server.logs import LogEvents
+from agent_server.processes import Processes, ProcessIndex
+from agent_server.proctree import Reaper
+from agent_server.redaction import Secrets
+from agent_server.run import Surroundings
+from agent_server.server import Server
+from agent_server.sessions import Sessions
+from agent_server.settings import Settings
+from agent_server.tasks import TaskIndex
+from agent_server.workspace import Workspace
+from tools import load as load_tools
+
+logger = logging.getLogger(__name__)
+
+BASE_DELAY = 1.0
+"""Seconds after the start at which the workspace's state is recorded, unless something is to change it before."""
+
+
+def endpoints() -> list[Endpoint]:
+    """Gives the routes of every module of `routes`, and the document of them all.
+
+    Errors: whatever a module's import raises, and AttributeError for one without ROUTES: the server must not start.
+    """
+    found: list[Endpoint] = []
+    for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda m: m.name):
+        found += importlib.import_module(f"{routes.__name__}.{module.name}").ROUTES
+    return [*found, openapi.endpoint(found)]
+
+
+def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Starlette:
+    """Makes the application. It works once its lifespan has begun."""
+    offered = endpoints()
+    app = Starlette(
+        routes=[endpoint.route() for endpoint in offered],
+        middleware=[
+            Middleware(Guard, settings=settings, digest=token_digest, public=[(e.method, e.path) for e in offered if e.is_public]),
+        ],
+        exception_handlers={AgentServerError: on_error, HTTPException: on_error, Exception: on_error},
+        lifespan=_lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.secrets = secrets
+    app.state.server = _wire(settings, data, secrets, token_digest)
+    return app
+
+
+def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
+    log = EventLog(data.path / "events.db", secrets, (TaskIndex(), ProcessIndex()), max_bytes=settings.max_log)
+    workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
+    processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
+    checkpoints = Checkpoints(data.path / "shadow", workspace.root, log)
+    keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ)
+    around = Surroundings(
+        log=log,
+        secrets=secrets,
+        gateway=Gateways(ChatGateway(keys, idle_timeout=settings.model_idle_timeout), ReplayGateway()),
+        processes=processes,
+        workspace=workspace,
+        outputs=data.outputs.resolve(),
+        tools=load_tools(),
+    )
+    sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
+    return Server(settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, token_digest)
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    server: Server = app.state.server
+    server.log.open()
+    handler = LogEvents(server.log)
+    logging.getLogger().addHandler(handler)
+    try:
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(Reaper().run()), group.create_task(_record_base(server))]
+            work = group.create_task(_work(server))
+            yield
+            await server.sessions.drain(0)
+            await work
+            for task in background:
+                task.cancel()
+    finally:
+        logging.getLogger().removeHandler(handler)
+        await server.processes.kill_all()
+        await server.gateway.close()
+        await server.log.close()
+
+
+async def _work(server: Server) -> None:
+    """Ends what a killed server left running, then takes up what it left undone."""
+    if server.data.identity.starts > 1:
+        await server.processes.recover()
+    await server.sessions.run()
+
+
+async def _record_base(server: Server) -> None:
+    await asyncio.sleep(BASE_DELAY)
+    await server.checkpoints.ready()

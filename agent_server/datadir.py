@@ -1,0 +1,106 @@
+"""The data directory: who holds it, and the few things in it that are no events.
+
+events.db        the event log
+lock             held by the server that runs; names it
+token.sha256     hash of the token we made ourselves
+identity.json    the instance's id, the mark of its commands, how often it started
+outputs/         outputs too long for a reply
+shadow/          the shadow repository
+"""
+
+import fcntl
+import hashlib
+import hmac
+import os
+import time
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from agent_server.errors import SettingsError
+from agent_server.ids import new_id
+from agent_server.settings import Settings, new_token
+
+
+class Identity(msgspec.Struct, frozen=True, rename="camel"):
+    """Who this instance is. `mark` is in the environment of its commands; `starts` counts this start too."""
+
+    instance_id: str
+    mark: str
+    starts: int
+
+
+class DataDirectory:
+    """An open, locked data directory. The lock is the kernel's: it goes with the process, however that ends."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Opens it.
+
+        Errors: SettingsError when it cannot be made or written, or another server holds it.
+        """
+        self.path = settings.data
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.outputs.mkdir(mode=0o700, exist_ok=True)
+            self._lock = self._claim(settings)
+            self.identity = self._identify(settings)
+        except OSError as error:
+            raise SettingsError(f"DATA_DIR {self.path} cannot be used: {error.strerror}. Name a folder that can be written.") from error
+
+    @property
+    def outputs(self) -> Path:
+        return self.path / "outputs"
+
+    def _claim(self, settings: Settings) -> IO[str]:
+        lock = (self.path / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another server"
+            raise SettingsError(f"DATA_DIR {self.path} is held by {holder}. Stop it, or name another DATA_DIR.") from None
+        lock.truncate(0)
+        lock.write(
+            f"agent-server process {os.getpid()} on port {settings.port}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
+        )
+        lock.flush()
+        return lock
+
+    def _identify(self, settings: Settings) -> Identity:
+        path = self.path / "identity.json"
+        known = msgspec.json.decode(path.read_bytes(), type=Identity) if path.exists() else Identity(new_id("inst"), new_id("srv"), 0)
+        known = msgspec.structs.replace(known, starts=known.starts + 1)
+        write_private(path, msgspec.json.encode(known))
+        return msgspec.structs.replace(known, instance_id=settings.instance_id or known.instance_id)
+
+    def token(self, settings: Settings) -> tuple[bytes, str | None]:
+        """Gives the SHA-256 of the token that requests must have, and the token itself if it was made just now."""
+        if settings.token is not None:
+            return hashlib.sha256(settings.token.encode()).digest(), None
+        path = self.path / "token.sha256"
+        if path.exists():
+            return bytes.fromhex(path.read_text().strip()), None
+        token = new_token()
+        digest = hashlib.sha256(token.encode()).digest()
+        write_private(path, digest.hex().encode())
+        return digest, token
+
+    def close(self) -> None:
+        self._lock.close()
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Replaces a file whole, readable by its owner alone, and has it on disk before it returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def matches(token: str, digest: bytes) -> bool:
+    """Compares a token with the hash of the right one, in constant time."""
+    return hmac.compare_digest(hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest(), digest)

@@ -1,0 +1,88 @@
+"""The JSON of chat completions as providers send it: the one place where an answer's shape is checked.
+
+Everything is optional, because every field is missing or null somewhere.
+"""
+
+from typing import Any
+
+import msgspec
+
+
+class FunctionPart(msgspec.Struct):
+    name: str | None = None
+    arguments: str | dict[str, Any] | None = None
+
+
+class CallPart(msgspec.Struct):
+    index: int | None = None
+    id: str | None = None
+    function: FunctionPart | None = None
+
+
+class MessagePart(msgspec.Struct):
+    """A piece of a message in a stream, or a whole one outside of it. Mistral's content is a list of typed parts."""
+
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    reasoning_details: list[dict[str, Any]] | None = None
+    tool_calls: list[CallPart] | None = None
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part["text"] for part in self.content if isinstance(part.get("text"), str))
+        return (self.content or "") + (self.refusal or "")
+
+
+class ErrorPart(msgspec.Struct):
+    message: Any = None
+    code: str | int | None = None
+    type: str | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Choice(msgspec.Struct):
+    delta: MessagePart | None = None
+    message: MessagePart | None = None
+    finish_reason: str | None = None
+    error: ErrorPart | str | None = None
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class UsagePart(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    total_tokens: int | None = None
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+    prompt_cache_hit_tokens: int | None = None
+    cost: float | None = None
+
+
+class Chunk(msgspec.Struct):
+    """One event of a stream, or a whole answer that was not streamed."""
+
+    choices: list[Choice] | None = None
+    usage: UsagePart | None = None
+    error: ErrorPart | str | None = None
+
+
+class ErrorBody(msgspec.Struct):
+    """The body of an HTTP error: OpenAI's shape, or what vLLM and FastAPI say at the top level."""
+
+    error: ErrorPart | str | None = None
+    message: str | None = None
+    detail: Any = None
+
+
+CHUNK = msgspec.json.Decoder(Chunk)
+ERROR_BODY = msgspec.json.Decoder(ErrorBody)

@@ -1,0 +1,122 @@
+"""What a provider's error means: HTTP answers and errors inside a stream, classified into one ModelError."""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+
+import msgspec
+
+from agent_server.gateway import Fault, ModelError
+from agent_server.gateway.chunks import ERROR_BODY, ErrorPart
+from agent_server.gateway.providers import Endpoint
+
+MESSAGE_LIMIT = 1000
+"""Characters of a provider's message that are passed on; the rest repeats the request or is a page of HTML."""
+
+OVERFLOW = re.compile(
+    r"""context_length_exceeded | exceed_context_size | context[ ]length | context[ ]window | context[ ]limit
+    | context[ ]size | prompt[ ](is[ ])?too[ ]long | input[ ]is[ ]too[ ]long | input[ ]token[ ]count.*exceeds
+    | maximum[ ]prompt[ ]length | maximum[ ]model[ ]length | exceeded[ ]model[ ]token[ ]limit
+    | reduce[ ]the[ ]length[ ]of[ ]the[ ]messages | inputs`?[ ]tokens.*must[ ]be[ ]<= | request[ ]too[ ]large""",
+    re.IGNORECASE | re.VERBOSE | re.DOTALL,
+)
+"""How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Together, vLLM, llama.cpp and Ollama say that a prompt is too long."""
+
+STATUS_OF_CODE = {
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "invalid_request_error": 400,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+}
+"""Errors inside a stream have no HTTP status of their own, only a code, and OpenAI's are words."""
+
+BUSY = frozenset({408, 409, 425})
+
+
+def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
+    """The error of an HTTP answer that is no success. `body` may be cut short."""
+    try:
+        decoded = ERROR_BODY.decode(body)
+    except (ValueError, RecursionError):
+        return _error(endpoint, status, ErrorPart(message=body.decode(errors="replace")), retry_after(headers))
+    part = decoded.error or ErrorPart(message=decoded.message or decoded.detail)
+    return _error(endpoint, status, _structured(part), retry_after(headers))
+
+
+def stream_error(endpoint: Endpoint, error: ErrorPart | str) -> ModelError:
+    """The error that a provider sent as an event, after it had said 200."""
+    part = _structured(error)
+    code = str(part.code or part.type or "")
+    number = int(code) if code.isdecimal() else STATUS_OF_CODE.get(code, 0)
+    status = number if 400 <= number < 600 else 502
+    return _error(endpoint, status, part, None)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from `retry-after-ms`, or `retry-after` as seconds or as a date; None when there is no sense in it."""
+    milliseconds, value = headers.get("retry-after-ms"), headers.get("retry-after")
+    try:
+        if milliseconds is not None:
+            seconds = float(milliseconds) / 1000
+        elif value is None:
+            return None
+        elif value.strip().replace(".", "", 1).isdecimal():
+            seconds = float(value)
+        else:
+            date = parsedate_to_datetime(value)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
+    except ValueError:
+        return None
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _error(endpoint: Endpoint, status: int, part: ErrorPart, wait: float | None) -> ModelError:
+    said = _message(part)
+    fault = _classify(status, part, said)
+    hint = " (out of credit)" if status == 402 else ""
+    text = " ".join(f"{endpoint.provider} {status}{hint}: {said or _phrase(status)}".split())
+    if endpoint.api_key:
+        # Some servers quote the key they refuse.
+        text = text.replace(endpoint.api_key, "[key]")
+    return ModelError(fault, text[:MESSAGE_LIMIT], retry_after=wait, provider_status=status)
+
+
+def _classify(status: int, part: ErrorPart, said: str) -> Fault:
+    code = f"{part.code} {part.type}"
+    if status == 403 and ("moderation" in said.lower() or "reasons" in (part.metadata or {})):
+        return Fault.BAD_REQUEST
+    if status in (401, 402, 403) or (status == 429 and "insufficient_quota" in code):
+        return Fault.AUTHENTICATION
+    if status == 429:
+        return Fault.RATE_LIMIT
+    if status == 413 or OVERFLOW.search(f"{code} {said}"):
+        return Fault.CONTEXT_OVERFLOW
+    if status >= 500 or status in BUSY:
+        return Fault.OVERLOADED
+    return Fault.BAD_REQUEST
+
+
+def _structured(error: ErrorPart | str) -> ErrorPart:
+    return ErrorPart(message=error) if isinstance(error, str) else error
+
+
+def _message(part: ErrorPart) -> str:
+    """The message, and the one of the provider behind OpenRouter where it says more than "Provider returned error"."""
+    raw = (part.metadata or {}).get("raw")
+    said = [part.message, raw] if raw != part.message else [part.message]
+    return ": ".join(text if isinstance(text, str) else msgspec.json.encode(text).decode() for text in said if text)
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "no message"

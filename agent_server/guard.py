@@ -1,0 +1,167 @@
+"""Who may ask: authentication, Host and Origin, the size of bodies, and an id for each request. Plain ASGI, so that streams flow."""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+import time
+from collections.abc import Sequence
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agent_server.datadir import matches
+from agent_server.errors import AgentServerError, Forbidden, PayloadTooLarge, Unauthorized
+from agent_server.http import failure
+from agent_server.ids import new_id
+from agent_server.settings import Settings
+
+COOKIE = "agent_server_session"
+
+COOKIE_SECONDS = 12 * 3600
+"""How long a login holds."""
+
+EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, Retry-After"
+PREFLIGHT = {
+    "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-API-Key, X-Request-Id",
+    "Access-Control-Max-Age": "600",
+}
+"""What pages of an allowed origin may send and see."""
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+class Guard:
+    """Lets in who has the token, or without authentication who speaks to this machine by one of its own names."""
+
+    def __init__(self, app: ASGIApp, *, settings: Settings, digest: bytes, public: Sequence[tuple[str, str]]) -> None:
+        self._app = app
+        self._settings = settings
+        self._digest = digest
+        self._public = frozenset(public)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        scope["is_authenticated"] = self._settings.auth == "none" or self._has_credentials(headers)
+
+        origin = headers.get("origin", "")
+        is_shared = origin in self._settings.allowed_origins
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                answer = MutableHeaders(scope=message)
+                answer["X-Request-Id"] = scope["request_id"]
+                if is_shared:
+                    answer.update({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"})
+            await send(message)
+
+        try:
+            if is_shared and scope.get("method") == "OPTIONS" and "access-control-request-method" in headers:
+                await Response(status_code=204, headers=PREFLIGHT)(scope, receive, tell)
+                return
+            self._check(scope, headers)
+            limited = _Limited(receive, self._settings.max_body) if scope["type"] == "http" else receive
+            await self._app(scope, limited, tell)
+        except AgentServerError as error:
+            # Only ours and the body limit's: what routes raise has become a response by now.
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            else:
+                await failure(Request(scope), error)(scope, receive, tell)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        if self._settings.auth == "none" and not self._is_own_host(scope, headers.get("host", "")):
+            raise Forbidden("Without authentication only requests to this machine's own names are served; add the name to ALLOWED_HOSTS.")
+        if (origin := headers.get("origin")) is not None and not self._is_allowed_origin(origin, headers.get("host", "")):
+            raise Forbidden("Requests from pages of other origins are refused; add the origin to ALLOWED_ORIGINS.")
+        if not scope["is_authenticated"] and (scope.get("method"), scope["path"]) not in self._public:
+            raise Unauthorized("Send the server's token as `Authorization: Bearer …` or `X-API-Key: …`.")
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length) > self._settings.max_body:
+            raise _too_large(self._settings.max_body)
+
+    def _has_credentials(self, headers: Headers) -> bool:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and matches(token.strip(), self._digest):
+            return True
+        if (key := headers.get("x-api-key")) is not None and matches(key, self._digest):
+            return True
+        return _is_login(headers.get("cookie", ""), self._digest)
+
+    def _is_own_host(self, scope: Scope, host: str) -> bool:
+        name = _host_name(host)
+        if (
+            name == "localhost"
+            or name.endswith(".localhost")
+            or name in self._settings.allowed_hosts
+            or host in self._settings.allowed_hosts
+        ):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        server = (scope.get("server") or ("",))[0]
+        return address.is_loopback or server.removeprefix("::ffff:") == str(address)
+
+    def _is_allowed_origin(self, origin: str, host: str) -> bool:
+        return origin in self._settings.allowed_origins or origin.partition("://")[2] == host
+
+
+class _Limited:
+    """Receives a body up to a limit."""
+
+    def __init__(self, receive: Receive, limit: int) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._size = 0
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        self._size += len(message.get("body", b""))
+        if self._size > self._limit:
+            raise _too_large(self._limit)
+        return message
+
+
+def login_cookie(digest: bytes, now: float | None = None) -> str:
+    """Gives the value of a login: when it ends, and a proof that only who knows the token's hash can make."""
+    expires = str(int((now or time.time()) + COOKIE_SECONDS))
+    return f"{expires}.{_proof(digest, expires)}"
+
+
+def _is_login(header: str, digest: bytes) -> bool:
+    try:
+        morsel = SimpleCookie(header).get(COOKIE)
+    except CookieError:
+        return False
+    if morsel is None:
+        return False
+    expires, _, proof = morsel.value.partition(".")
+    return (
+        expires.isascii()
+        and expires.isdigit()
+        and hmac.compare_digest(proof.encode(), _proof(digest, expires).encode())
+        and int(expires) > time.time()
+    )
+
+
+def _proof(digest: bytes, expires: str) -> str:
+    return hmac.new(digest, f"login {expires}".encode(), hashlib.sha256).hexdigest()
+
+
+def _host_name(host: str) -> str:
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is over {limit} bytes; send less, or raise MAX_BODY_BYTES.", details={"limit": limit})

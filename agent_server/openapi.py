@@ -1,0 +1,103 @@
+"""The OpenAPI 3.1 document, made from the types that validate requests and describe replies."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server import __version__
+from agent_server.http import Endpoint, ErrorReply, reply
+
+_REASONS = {
+    200: "The answer",
+    202: "Accepted",
+    204: "Nothing more will come",
+    400: "INVALID_REQUEST: details.path names the field",
+    401: "UNAUTHORIZED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND, or the code of what was looked for",
+    405: "METHOD_NOT_ALLOWED",
+    409: "CONFLICT or TASK_CANCELLED",
+    413: "PAYLOAD_TOO_LARGE",
+    422: "IDEMPOTENCY_MISMATCH or RESOURCE_LIMIT_EXCEEDED",
+    429: "TOO_MANY_REQUESTS, with Retry-After",
+    500: "INTERNAL",
+    502: "MODEL_ERROR",
+    503: "DRAINING, with Retry-After",
+    504: "TASK_TIMEOUT",
+}
+
+
+def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """Gives the document of these routes."""
+    kinds = {kind for e in endpoints for kind in (e.body, e.query, *e.replies.values()) if kind is not None and not isinstance(kind, str)}
+    ordered = [*sorted(kinds, key=lambda kind: kind.__name__), ErrorReply]
+    schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
+    by_kind = dict(zip(ordered, schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in endpoints:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, by_kind, components)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "agent-server", "version": __version__},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+        "security": [{"bearer": []}, {"key": []}],
+    }
+
+
+def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[str, Any]) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": f"{endpoint.method.lower()}{re.sub('[^A-Za-z0-9]+', '_', endpoint.path)}".rstrip("_"),
+        "summary": endpoint.summary,
+    }
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall("{(.+?)}", endpoint.path)
+    ]
+    if endpoint.query is not None:
+        schema = components[endpoint.query.__name__]
+        required = schema.get("required", ())
+        parameters += [{"name": n, "in": "query", "required": n in required, "schema": s} for n, s in schema["properties"].items()]
+    if parameters:
+        operation["parameters"] = parameters
+    if endpoint.body is not None:
+        operation["requestBody"] = {"content": {"application/json": {"schema": schemas[endpoint.body]}}}
+    operation["responses"] = {str(status): _response(status, kind, schemas) for status, kind in endpoint.replies.items()}
+    public = (400, 405, 413, 500) if endpoint.is_public else (400, 401, 403, 405, 413, 500)
+    for status in sorted({*public, *endpoint.errors} - set(endpoint.replies)):
+        operation["responses"][str(status)] = _response(status, ErrorReply, schemas)
+    if endpoint.is_public:
+        operation["security"] = []
+    return operation
+
+
+def _response(status: int, kind: Any, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {"description": _REASONS[status]}
+    if isinstance(kind, str):
+        return {**described, "content": {kind: {"schema": {"type": "string"}}}} if kind else described
+    return {**described, "content": {"application/json": {"schema": schemas[kind]}}}
+
+
+class Document(msgspec.Struct, frozen=True):
+    """An OpenAPI 3.1 document."""
+
+    openapi: str
+
+
+def endpoint(endpoints: Sequence[Endpoint]) -> Endpoint:
+    """Gives the route that shows the document of these routes, and of itself."""
+
+    async def show(request: Request) -> Response:
+        return reply(request, document([*endpoints, shown]))
+
+    shown = Endpoint("GET", "/openapi.json", show, "This document", replies={200: Document})
+    return shown

@@ -1,0 +1,125 @@
+"""Finds and ends process trees, by what the kernel tells in /proc. Linux only.
+
+A child that called setsid and lost its parent shares neither group, session nor ancestors with its command; what it
+keeps is the environment. So each command carries a mark in one variable, and a tree is: every process with that mark,
+and all their descendants. A daemon started with an emptied environment (`env -i`) whose parent has ended escapes this.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+VARIABLE = "AGENT_SERVER_PROCESS"
+"""The environment variable that carries a command's mark: `<data directory's id>/<process id>`."""
+
+TERM_GRACE = 2.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+KILL_WAIT = 5.0
+"""Seconds to repeat SIGKILL for, against trees that grow while they are killed."""
+
+_POLL = 0.02
+
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+
+
+def protect_self() -> None:
+    """Closes our memory and environment to other processes of the same user, and adopts orphans of our commands."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def find(mark: str) -> set[int]:
+    """Gives the living processes whose mark begins with `mark`, and their descendants; never ourselves. Blocks for some ms."""
+    wanted = f"{VARIABLE}={mark}".encode()
+    parents: dict[int, int] = {}
+    found: set[int] = set()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        pid = int(name)
+        with contextlib.suppress(OSError):  # it ended, or is not ours to read
+            with open(f"/proc/{pid}/stat", "rb") as file:
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+            if state in (b"Z", b"X"):
+                continue
+            parents[pid] = int(parent)
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environ = file.read()
+            if environ.startswith(wanted) or b"\0" + wanted in environ:
+                found.add(pid)
+    found.discard(os.getpid())
+    while more := {pid for pid, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+async def kill(mark: str, *, grace: float = TERM_GRACE) -> set[int]:
+    """Ends the whole tree: SIGTERM, `grace` seconds, SIGKILL until nothing is left. Gives what is left (nothing, as a rule)."""
+    return await _kill(lambda: find(mark), grace)
+
+
+async def _kill(look: Callable[[], set[int]], grace: float) -> set[int]:
+    loop = asyncio.get_running_loop()
+    left = await asyncio.to_thread(look)
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_WAIT)):
+        until = loop.time() + seconds
+        told: set[int] = set()
+        while left and loop.time() < until:
+            # Each is asked to end once; what is to be killed is killed again, with all it has become.
+            for pid in left if number == signal.SIGKILL else left - told:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+                    os.kill(pid, signal.SIGCONT)  # a stopped process takes no SIGTERM
+            told |= left
+            await asyncio.sleep(_POLL)
+            left = await asyncio.to_thread(look)
+    return left
+
+
+class Reaper:
+    """Reaps what was adopted: orphans of commands that have ended.
+
+    It never waits for any child (`waitpid(-1)` steals exit codes). A zombie that is still there a second later is one
+    nobody waits for: whoever started a process, we or a library, reaps it at once.
+    """
+
+    PERIOD = 1.0
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    async def run(self) -> None:
+        """Looks once a second, for ever."""
+        while True:
+            await asyncio.sleep(self.PERIOD)
+            self.look()
+
+    def look(self) -> None:
+        zombies = {pid for pid in _children() if _is_zombie(pid)}
+        for pid in zombies & self._seen:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._seen = zombies
+
+
+def _children() -> list[int]:
+    # Adopted processes are listed with the main thread. Without CONFIG_PROC_CHILDREN there is no such file.
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            return [int(pid) for pid in file.read().split()]
+    except OSError:
+        return []
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"Z"
+    except OSError:
+        return False

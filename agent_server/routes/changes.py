@@ -1,0 +1,47 @@
+"""GET /changes: what was changed in the workspace, and by which task."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server.http import Endpoint, reply
+from agent_server.server import server_of
+
+
+class ChangesQuery(msgspec.Struct, frozen=True, rename="camel"):
+    since: Annotated[str, Meta(min_length=1, description="a task or a checkpoint")] | None = None
+    task_id: Annotated[str, Meta(min_length=1)] | None = None
+    diff: bool = False
+
+
+class ChangeReply(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    path: str
+    status: Literal["added", "modified", "deleted", "renamed"]
+    additions: int
+    deletions: int
+    task_ids: list[str]
+    old_path: str | None = None
+    binary: bool = False
+    diff: str | None = None
+    truncated: bool = False
+
+
+class ChangesReply(msgspec.Struct, frozen=True, rename="camel"):
+    changes: list[ChangeReply]
+    files: list[str]
+    base: str
+    truncated: bool
+    left_out: dict[str, Any]
+
+
+async def changes(request: Request, query: ChangesQuery) -> Response:
+    found = await server_of(request).checkpoints.changes(since=query.since, task_id=query.task_id, patch=query.diff)
+    return reply(request, found)
+
+
+ROUTES = (
+    Endpoint("GET", "/changes", changes, "What changed in the workspace", query=ChangesQuery, replies={200: ChangesReply}, errors=(404,)),
+)

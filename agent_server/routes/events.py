@@ -1,0 +1,113 @@
+"""GET /events and GET /logs: everything that happens, as a stream or as lines."""
+
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server import wire
+from agent_server.errors import InvalidRequest
+from agent_server.events import Event, tail
+from agent_server.http import Endpoint, reply
+from agent_server.routes.tasks import EVENTS, ResumeQuery
+from agent_server.server import server_of
+from agent_server.streams import resume_from, stream
+
+Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
+
+
+class LogQuery(msgspec.Struct, frozen=True):
+    lines: Annotated[int, Meta(ge=0, le=10_000)] = 100
+    tail: Annotated[int, Meta(ge=0, le=10_000)] | None = None
+    since: Annotated[str, Meta(description="RFC 3339")] | None = None
+    source: str | None = None
+    level: Annotated[str, Meta(description="the lowest level shown: DEBUG, INFO, WARNING or ERROR")] = "INFO"
+    follow: bool = False
+    after: Annotated[int, Meta(ge=0, le=2**62)] | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True, rename="camel"):
+    timestamp: str
+    level: Level
+    type: str
+    message: str
+    source: str
+    task_id: str | None
+    seq: int
+
+
+class LogReply(msgspec.Struct, frozen=True):
+    logs: list[LogLine]
+
+
+async def events(request: Request, query: ResumeQuery) -> Response:
+    log = server_of(request).log
+    after = resume_from(request, query.after)
+    return stream(log.follow(after=log.newest if after is None else after))
+
+
+async def logs(request: Request, query: LogQuery) -> Response:
+    log = server_of(request).log
+    wanted = _Wanted(query)
+    is_stream = query.follow or "text/event-stream" in request.headers.get("accept", "")
+    after = resume_from(request, query.after)
+    if is_stream and after is not None:
+        return stream(wanted.only(log.follow(after=after)))
+    end = log.newest
+    history = await tail(log, lambda event: event.seq <= end and wanted(event), query.tail if query.tail is not None else query.lines)
+    if is_stream:
+        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None))
+    return reply(request, {"logs": [_line(event) for event in history]})
+
+
+class _Wanted:
+    """What a reader of logs asked for."""
+
+    def __init__(self, query: LogQuery) -> None:
+        name = query.level.upper()
+        if name not in wire.LEVELS:
+            raise InvalidRequest(f"level: expected DEBUG, INFO, WARNING or ERROR, got {query.level[:40]!r}.", path="level")
+        self._level = wire.LEVELS[name]
+        self._source = query.source
+        self._since = _milliseconds(query.since) if query.since is not None else 0
+
+    def __call__(self, event: Event) -> bool:
+        if event.time < self._since or wire.LEVELS[wire.level(event)] < self._level:
+            return False
+        return self._source is None or wire.source(event) == self._source
+
+    async def only(self, events: AsyncIterator[Event]) -> AsyncIterator[Event]:
+        async for event in events:
+            if self(event):
+                yield event
+
+
+def _milliseconds(text: str) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+        return round((at if at.tzinfo is not None else at.astimezone()).timestamp() * 1000)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRequest(f"since: expected a time such as 2026-01-31T10:00:00Z, got {text[:40]!r}.", path="since") from error
+
+
+async def _history(history: list[Event], following: AsyncIterator[Event] | None) -> AsyncIterator[Event]:
+    for event in history:
+        yield event
+    if following is not None:
+        async for event in following:
+            yield event
+
+
+def _line(event: Event) -> dict[str, Any]:
+    shown = wire.fields(event)
+    return {name: shown[name] for name in ("timestamp", "level", "type", "message", "source", "taskId", "seq")}
+
+
+ROUTES = (
+    Endpoint("GET", "/events", events, "Follow everything", query=ResumeQuery, replies={200: EVENTS}),
+    Endpoint("GET", "/logs", logs, "Show the newest log lines, or follow them", query=LogQuery, replies={200: LogReply}),
+)

@@ -1,0 +1,180 @@
+"""Who this instance is and how it is: GET /, /health, /status; and POST /login for browsers."""
+
+import os
+import resource
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server import __version__
+from agent_server.datadir import matches
+from agent_server.errors import Unauthorized
+from agent_server.guard import COOKIE, COOKIE_SECONDS, login_cookie
+from agent_server.http import Endpoint, reply
+from agent_server.server import server_of
+from agent_server.settings import is_credential
+from tools import MASK
+
+
+class Processing(msgspec.Struct, frozen=True):
+    processing: int
+
+
+class Health(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    status: Literal["healthy", "draining"]
+    version: str | None = None
+    instance_id: str | None = None
+    agent_type: str | None = None
+    uptime_ms: int | None = msgspec.field(name="uptime_ms", default=None)
+    tasks: Processing | None = None
+
+
+class Limits(msgspec.Struct, frozen=True, rename="camel"):
+    max_concurrent_tasks: int
+    max_body_bytes: int
+    max_log_bytes: int
+
+
+class Resources(msgspec.Struct, frozen=True, rename="camel"):
+    cpu_percent: Annotated[float, Meta(description="of one core, averaged since the start; the server itself")]
+    memory_mb: float
+    network_rx_bytes: int
+    network_tx_bytes: int
+
+
+class Status(msgspec.Struct, frozen=True, rename="camel"):
+    status: Literal["healthy", "draining"]
+    version: str
+    instance_id: str
+    instance_name: str | None
+    agent_type: str
+    uptime_ms: int = msgspec.field(name="uptime_ms")
+    tasks: Processing
+    workspace: str
+    model: str
+    provider: str
+    integrations: list[str]
+    limits: Limits
+    restart_count: int
+    resources: Resources
+    environment: dict[str, str]
+
+
+class Root(msgspec.Struct, frozen=True, rename="camel"):
+    name: str
+    version: str
+    links: dict[str, str]
+
+
+class LoginRequest(msgspec.Struct, frozen=True):
+    token: str
+
+
+class LoginReply(msgspec.Struct, frozen=True, rename="camel"):
+    expires_in: Annotated[int, Meta(description="seconds")]
+
+
+async def root(request: Request) -> Response:
+    links = {"health": "/health", "openapi": "/openapi.json", "run": "/run", "events": "/events"}
+    return reply(request, Root("agent-server", __version__, links))
+
+
+async def health(request: Request) -> Response:
+    server = server_of(request)
+    status: Literal["healthy", "draining"] = "draining" if server.sessions.is_draining else "healthy"
+    code = 503 if status == "draining" else 200
+    if not request.scope["is_authenticated"] or code == 503:
+        return reply(request, Health(status), code)
+    return reply(
+        request,
+        Health(
+            status,
+            __version__,
+            server.data.identity.instance_id,
+            server.settings.agent_type,
+            round(server.uptime * 1000),
+            Processing(server.sessions.processing),
+        ),
+    )
+
+
+async def status(request: Request) -> Response:
+    server = server_of(request)
+    settings = server.settings
+    return reply(
+        request,
+        Status(
+            status="draining" if server.sessions.is_draining else "healthy",
+            version=__version__,
+            instance_id=server.data.identity.instance_id,
+            instance_name=settings.instance_name,
+            agent_type=settings.agent_type,
+            uptime_ms=round(server.uptime * 1000),
+            tasks=Processing(server.sessions.processing),
+            workspace=str(server.workspace.root),
+            model=settings.model,
+            provider=settings.provider,
+            integrations=[],
+            limits=Limits(settings.max_concurrent_tasks, settings.max_body, settings.max_log),
+            restart_count=server.data.identity.starts - 1,
+            resources=_resources(server.uptime),
+            environment={name: MASK if is_credential(name) else value for name, value in sorted(settings.environ.items())},
+        ),
+    )
+
+
+def _resources(uptime: float) -> Resources:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    received, sent = _network()
+    return Resources(round((used.ru_utime + used.ru_stime) / max(uptime, 0.001) * 100, 1), _resident() / 1e6, received, sent)
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _network() -> tuple[int, int]:
+    """Bytes received and sent by this machine, loopback apart. Source: proc(5), /proc/net/dev."""
+    received = sent = 0
+    try:
+        with open("/proc/net/dev") as file:
+            for line in file.readlines()[2:]:
+                name, _, figures = line.partition(":")
+                if name.strip() != "lo":
+                    counted = figures.split()
+                    received, sent = received + int(counted[0]), sent + int(counted[8])
+    except OSError:  # a sandbox without it
+        pass
+    return received, sent
+
+
+async def login(request: Request, body: LoginRequest) -> Response:
+    server = server_of(request)
+    if not matches(body.token, server.token_digest):
+        raise Unauthorized("This is not the server's token.")
+    response = reply(request, LoginReply(COOKIE_SECONDS))
+    is_secure = request.url.scheme == "https"
+    response.set_cookie(
+        COOKIE, login_cookie(server.token_digest), max_age=COOKIE_SECONDS, httponly=True, samesite="strict", secure=is_secure
+    )
+    return response
+
+
+ROUTES = (
+    Endpoint("GET", "/", root, "Name, version and links", replies={200: Root}),
+    Endpoint("GET", "/health", health, "Whether the server can take tasks", replies={200: Health, 503: Health}, is_public=True),
+    Endpoint("GET", "/status", status, "Everything about this instance", replies={200: Status}),
+    Endpoint(
+        "POST",
+        "/login",
+        login,
+        "Exchange the token for a cookie, for a browser's EventSource",
+        body=LoginRequest,
+        replies={200: LoginReply},
+        is_public=True,
+    ),
+)

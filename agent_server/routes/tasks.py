@@ -1,0 +1,213 @@
+"""POST /run, and the tasks it makes."""
+
+import hashlib
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server import tasks
+from agent_server.errors import InvalidRequest
+from agent_server.events import Event
+from agent_server.http import Endpoint, reply
+from agent_server.server import Server, server_of
+from agent_server.sessions import Submission
+from agent_server.streams import resume_from, stream
+from agent_server.tasks import TERMINAL, Task
+
+MAX_STEPS = 10_000
+
+DAY_MS = 24 * 3600 * 1000
+
+
+class TextPart(msgspec.Struct, frozen=True, tag="text"):
+    text: str
+
+
+class ImagePart(msgspec.Struct, frozen=True, tag="image", rename="camel"):
+    data: Annotated[str, Meta(description="base64")]
+    media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
+
+
+class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
+    prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TextPart | ImagePart], Meta(min_length=1)]
+    model: Annotated[str, Meta(min_length=1)] | None = None
+    provider: Annotated[str, Meta(min_length=1)] | None = None
+    timeout: Annotated[int, Meta(ge=1, le=7 * DAY_MS, description="milliseconds; the deadline of the whole task")] = 480_000
+    max_tokens: Annotated[int, Meta(ge=1, description="of one model response")] | None = msgspec.field(name="max_tokens", default=None)
+    system: Annotated[str, Meta(description="added to the system prompt")] | None = None
+    tools: list[dict[str, Any]] = []
+    auto_tools: bool = True
+    is_async: bool = msgspec.field(name="async", default=False)
+    background: bool = False
+    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$")] | None = None
+    output_schema: dict[str, Any] | UnsetType = UNSET
+    max_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
+    max_cost: Annotated[float, Meta(gt=0, description="USD")] | None = None
+
+
+class Accepted(msgspec.Struct, frozen=True, rename="camel"):
+    task_id: str
+    session_id: str
+    status: Literal["processing", "completed", "failed"]
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    total_tokens: int
+    cost: Annotated[float, Meta(description="USD; null when no price is known")] | None
+
+
+class ToolCount(msgspec.Struct, frozen=True):
+    name: str
+    count: int
+
+
+class TaskError(msgspec.Struct, frozen=True):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class TaskReply(msgspec.Struct, frozen=True, rename="camel"):
+    task_id: str
+    session_id: str
+    status: Literal["processing", "completed", "failed"]
+    phase: Literal["queued", "running", "waiting", "retrying", "cancelled", "timed_out", "interrupted", "done"]
+    prompt: str | list[TextPart | ImagePart]
+    model: str
+    provider: str
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    response: str | None
+    usage: TokenUsage
+    tokens_used: int
+    duration_ms: int | None = msgspec.field(name="duration_ms")
+    message_id: str | None
+    tools_used: list[ToolCount]
+    steps: int
+    changes: list[dict[str, Any]]
+    error: TaskError | None
+
+
+class TaskList(msgspec.Struct, frozen=True, rename="camel"):
+    tasks: list[TaskReply]
+    next_cursor: str | None
+
+
+class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
+    status: Literal["processing", "completed", "failed"] | None = None
+    session_id: str | None = None
+    limit: Annotated[int, Meta(ge=1, le=200)] = 50
+    cursor: Annotated[str, Meta(pattern=r"^[0-9]{1,18}$")] | None = None
+
+
+class ResumeQuery(msgspec.Struct, frozen=True):
+    after: Annotated[int, Meta(ge=0, le=2**62, description="the id of the last event that was seen")] | None = None
+
+
+async def run(request: Request, body: RunRequest) -> Response:
+    server = server_of(request)
+    submission = _submission(server, body)
+    key = request.headers.get("idempotency-key") or None
+    if key is not None and len(key) > 255:
+        raise InvalidRequest("Idempotency-Key has at most 255 characters.", path="Idempotency-Key")
+    request_hash = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest() if key is not None else None
+    task_id = await server.sessions.submit(submission, body.session_id, key=key, request_hash=request_hash)
+    if "text/event-stream" in request.headers.get("accept", ""):
+        task = await tasks.find(server.log, task_id)
+        return stream(_until_end(server, task, task.created - 1))
+    if body.is_async or body.background:
+        task = await tasks.find(server.log, task_id)
+        return reply(request, {"taskId": task_id, "sessionId": task.session_id, "status": task.status}, 202)
+    return _finished(request, await server.sessions.wait(task_id))
+
+
+def _submission(server: Server, body: RunRequest) -> Submission:
+    if body.tools:
+        raise InvalidRequest("tools: custom tools are not offered by this version; leave the field out.", path="tools")
+    if body.output_schema is not UNSET:
+        raise InvalidRequest("outputSchema: it is not offered by this version; leave the field out.", path="outputSchema")
+    settings = server.settings
+    return Submission(
+        prompt=body.prompt if isinstance(body.prompt, str) else msgspec.to_builtins(body.prompt),
+        model=body.model or settings.model,
+        provider=body.provider or settings.provider,
+        timeout_ms=body.timeout,
+        max_steps=body.max_steps or server.sessions.agent.max_steps,
+        max_tokens=body.max_tokens,
+        max_cost=body.max_cost,
+        system=body.system,
+        auto_tools=body.auto_tools,
+    )
+
+
+def _finished(request: Request, task: Task) -> Response:
+    wire = task.to_wire()
+    if task.status == "failed":
+        error = {**task.outcome["error"], "requestId": request.scope["request_id"]}
+        return reply(request, {"error": error}, task.outcome["status"])
+    return reply(request, wire)
+
+
+async def _until_end(server: Server, task: Task, after: int) -> AsyncIterator[Event]:
+    async for event in server.log.follow(after=after, task_id=task.task_id):
+        yield event
+        if event.type in TERMINAL:
+            return
+
+
+async def list_tasks(request: Request, query: ListQuery) -> Response:
+    before = int(query.cursor) if query.cursor is not None else None
+    log, more = server_of(request).log, query.limit + 1
+    found = await tasks.find_all(log, status=query.status, session_id=query.session_id, before=before, limit=more)
+    page = found[: query.limit]
+    cursor = str(page[-1].created) if len(found) > query.limit else None
+    return reply(request, {"tasks": [task.to_wire() for task in page], "nextCursor": cursor})
+
+
+async def get_task(request: Request) -> Response:
+    task = await tasks.find(server_of(request).log, request.path_params["task_id"])
+    return reply(request, task.to_wire())
+
+
+async def task_events(request: Request, query: ResumeQuery) -> Response:
+    server = server_of(request)
+    task = await tasks.find(server.log, request.path_params["task_id"])
+    after = resume_from(request, query.after)
+    if task.ended is not None and after is not None and after >= task.ended:
+        return Response(status_code=204)
+    return stream(_until_end(server, task, max(after or 0, task.created - 1)))
+
+
+async def cancel(request: Request) -> Response:
+    task = await server_of(request).sessions.cancel(request.path_params["task_id"])
+    return reply(request, task.to_wire())
+
+
+EVENTS = "text/event-stream"
+
+ROUTES = (
+    Endpoint(
+        "POST",
+        "/run",
+        run,
+        "Run a task: wait for its end, follow it as a stream, or have it accepted at once",
+        body=RunRequest,
+        replies={200: TaskReply, 202: Accepted},
+        errors=(409, 422, 429, 502, 503, 504),
+    ),
+    Endpoint("GET", "/tasks", list_tasks, "List tasks, newest first", query=ListQuery, replies={200: TaskList}),
+    Endpoint("GET", "/tasks/{task_id}", get_task, "Show a task", replies={200: TaskReply}, errors=(404,)),
+    Endpoint(
+        "GET", "/tasks/{task_id}/events", task_events, "Follow a task", query=ResumeQuery, replies={200: EVENTS, 204: ""}, errors=(404,)
+    ),
+    Endpoint("POST", "/tasks/{task_id}/cancel", cancel, "End a task and its processes", replies={200: TaskReply}, errors=(404,)),
+)

@@ -1,0 +1,77 @@
+"""One task at work: what the loop and its calls stand on."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from agent_server.conversation import Conversation
+from agent_server.events import Draft, Event, EventLog
+from agent_server.gateway import Gateway, ModelOptions
+from agent_server.messages import Message
+from agent_server.processes import Processes
+from agent_server.redaction import Secrets
+from agent_server.tasks import Task
+from agent_server.workspace import Workspace
+from tools import Tool
+
+
+class Surroundings(msgspec.Struct, frozen=True):
+    """What all tasks of a server share."""
+
+    log: EventLog
+    secrets: Secrets
+    gateway: Gateway
+    processes: Processes
+    workspace: Workspace
+    outputs: Path
+    tools: Mapping[str, Tool]
+
+
+class Run(msgspec.Struct):
+    """A task while somebody works on it.
+
+    `begun` holds the calls whose `tool.started` is in the log, `arguments` the unmasked arguments of the calls made in
+    this process, `parallel` how many read-only calls run side by side; `is_asking` is set while a model call
+    is under way, which can be broken off and made again.
+    """
+
+    task: Task
+    conversation: Conversation
+    around: Surroundings
+    tools: Mapping[str, Tool]
+    options: ModelOptions
+    system: Message
+    max_steps: int
+    max_cost: float | None
+    parallel: int
+    is_draining: Callable[[], bool]
+    is_asking: bool = False
+    begun: set[str] = msgspec.field(default_factory=set)
+    arguments: dict[str, str] = msgspec.field(default_factory=dict)
+    _posted: "list[asyncio.Future[None]]" = msgspec.field(default_factory=list)
+
+    def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
+        return Draft(kind, data, self.task.session_id, self.task.task_id, sync)
+
+    def post(self, *drafts: Draft) -> list[Event]:
+        """Adds events without waiting. They are in the conversation at once; the next `append` answers for them."""
+        events, committed = self.around.log.post(*drafts)
+        self._posted.append(committed)
+        for event in events:
+            self.conversation.apply(event)
+        return events
+
+    async def append(self, *drafts: Draft) -> list[Event]:
+        """Adds events and returns when they, and all posted before them, are durable.
+
+        Errors: LogUnavailable when one of them is not; then the run must end, and begin again from what the log has.
+        """
+        events = self.post(*drafts)
+        posted, self._posted = self._posted, []
+        await self.around.log.flush()
+        for committed in posted:
+            committed.result()
+        return events

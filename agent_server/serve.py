@@ -1,0 +1,140 @@
+"""The server process: one socket, one event loop, a stop that lets tasks come to a safe point."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+import uvicorn
+
+from agent_server import __version__, proctree
+from agent_server.app import create_app
+from agent_server.datadir import DataDirectory
+from agent_server.errors import SettingsError
+from agent_server.logs import to_stderr
+from agent_server.redaction import Secrets
+from agent_server.server import Server
+from agent_server.settings import Settings, load
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 1024
+KEEP_ALIVE = 75
+"""Seconds an idle connection is kept: longer than the pools of usual clients and proxies, so that they close first."""
+
+CLOSE_SECONDS = 5
+"""Seconds that open responses get to end after the drain."""
+
+
+def main() -> int:
+    """Runs the server until a signal. Gives the exit code: 0 after a clean stop, 2 when it cannot start."""
+    try:
+        settings = load()
+        data = DataDirectory(settings)
+        listener = listen(settings)
+    except SettingsError as error:
+        print(f"agent-server: {error}", file=sys.stderr)
+        return 2
+    proctree.protect_self()
+    secrets = Secrets(settings.credentials())
+    digest, token = data.token(settings) if settings.auth == "token" else (bytes(32), None)
+    if token is not None:
+        secrets.add([token])
+    to_stderr(settings, secrets)
+    app = create_app(settings, data, secrets, digest)
+    port = listener.getsockname()[1]
+    _greet(settings, port, token)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
+        backlog=BACKLOG,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
+    _Uvicorn(config, app.state.server).run(sockets=[listener])
+    data.close()
+    return 0
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Opens the port: on `::` for IPv6 and IPv4 alike, on IPv4 alone where a machine has no IPv6.
+
+    Errors: SettingsError when the port or the address cannot be had.
+    """
+    try:
+        if settings.host == "::" and not socket.has_dualstack_ipv6():
+            listener = socket.create_server(("0.0.0.0", settings.port), backlog=BACKLOG)  # noqa: S104  # what HOST asks for
+        else:
+            family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+            is_dual = settings.host == "::"
+            listener = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG, dualstack_ipv6=is_dual)
+        # Accepted connections inherit it. asyncio sets it only on sockets made with an explicit protocol; without it replies wait 40 ms.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
+    except OSError as error:
+        raise SettingsError(
+            f"HOST {settings.host} with PORT {settings.port} cannot be listened on: {error.strerror}. Choose another."
+        ) from error
+
+
+def _greet(settings: Settings, port: int, token: str | None) -> None:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    logger.info("agent-server %s on http://%s:%d, agent %s, workspace %s", __version__, host, port, settings.agent_type, settings.workspace)
+    if settings.auth == "none":
+        logger.warning("AGENT_SERVER_AUTH=none: whoever reaches this port under one of this machine's names may run commands on it")
+    if token is not None:
+        # On the terminal alone, this once: only its hash is kept.
+        print(
+            f"\nThis server's token, made now and shown once:\n\n    {token}\n\nTry it:\n\n"
+            f"    curl -H 'Authorization: Bearer {token}' http://localhost:{port}/status\n",
+            file=sys.stderr,
+        )
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn, with our stop: the first signal drains while requests are still answered, a second one ends at once."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+        self._drain: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # Not uvicorn's own: it raises the signal again at the end, so that a clean stop looks like a kill.
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._loop = asyncio.get_running_loop()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._drain is not None:
+            self.should_exit = self.force_exit = True
+            return
+        logger.info("stopping: tasks come to a safe point, and go on at the next start")
+        self._drain = self._loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        await self._server.sessions.drain(self._server.settings.shutdown_grace)
+        self._server.log.end_follows()
+        self.should_exit = True

@@ -1,0 +1,43 @@
+"""The parts of a running server, as its routes see them."""
+
+import time
+
+import msgspec
+from starlette.requests import Request
+
+from agent_server.checkpoints import Checkpoints
+from agent_server.datadir import DataDirectory
+from agent_server.events import EventLog
+from agent_server.gateway import Gateway
+from agent_server.processes import Processes
+from agent_server.redaction import Secrets
+from agent_server.sessions import Sessions
+from agent_server.settings import Settings
+from agent_server.workspace import Workspace
+
+
+class Server(msgspec.Struct):
+    """One running server. `token_digest` is the SHA-256 of the token that requests must have."""
+
+    settings: Settings
+    data: DataDirectory
+    secrets: Secrets
+    log: EventLog
+    workspace: Workspace
+    processes: Processes
+    checkpoints: Checkpoints
+    sessions: Sessions
+    gateway: Gateway
+    token_digest: bytes
+    began: float = msgspec.field(default_factory=time.monotonic)
+
+    @property
+    def uptime(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
+
+
+def server_of(request: Request) -> Server:
+    """Gives the server that a request came to."""
+    server: Server = request.app.state.server
+    return server

@@ -1,0 +1,165 @@
+"""The settings, read from the environment once at the start. docs/configuration.md lists them; a test keeps it true."""
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+
+from agent_server.errors import SettingsError
+
+CREDENTIAL_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
+"""Variables whose values are secrets, by the end of their (upper-case) names."""
+
+_INTEGRATION_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL"})
+
+COMMAND_VARIABLES = frozenset(
+    (
+        *(
+            "PATH",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "LANG",
+            "LANGUAGE",
+            "TERM",
+            "COLORTERM",
+            "TZ",
+            "TMPDIR",
+            "DISPLAY",
+            "DEBIAN_FRONTEND",
+        ),
+        *("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "no_proxy", "all_proxy"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS"),
+        *("JAVA_HOME", "GOPATH", "GOROOT", "CARGO_HOME", "RUSTUP_HOME", "NVM_DIR", "PNPM_HOME", "BUN_INSTALL"),
+        *("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_RUNTIME_DIR"),
+    )
+)
+"""The server's own variables that commands get, besides LC_* and those named in COMMAND_ENV."""
+
+T = TypeVar("T")
+AgentType = Literal["opencode", "moltbot"]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What the environment says. Times in seconds, sizes in bytes."""
+
+    agent_type: AgentType
+    workspace: Path
+    data: Path
+    host: str
+    port: int
+    token: str | None
+    auth: Literal["token", "none"]
+    instance_id: str | None
+    instance_name: str | None
+    model: str
+    provider: str
+    base_url: str | None
+    api_key: str | None
+    integrations: tuple[str, ...] | None
+    log_level: str
+    log_format: Literal["console", "json"]
+    shutdown_grace: float
+    max_concurrent_tasks: int
+    allowed_hosts: tuple[str, ...]
+    allowed_origins: tuple[str, ...]
+    allow_outside_workspace: bool
+    max_body: int
+    max_log: int
+    model_idle_timeout: float
+    command_variables: tuple[str, ...]
+    environ: Mapping[str, str]
+
+    def credentials(self) -> list[str]:
+        """The values that must never be seen: every variable of ours that is named like a credential."""
+        return [value for name, value in self.environ.items() if is_credential(name)]
+
+    def command_environment(self) -> dict[str, str]:
+        """The part of our environment that commands get: an allow-list, so that no credential is in it by accident."""
+        return {
+            name: value
+            for name, value in self.environ.items()
+            if name in COMMAND_VARIABLES or name.startswith("LC_") or name in self.command_variables
+        }
+
+
+def is_credential(name: str) -> bool:
+    """Tells whether a variable of this name holds a secret."""
+    return bool(CREDENTIAL_NAME.search(name.upper())) or name in _INTEGRATION_SECRETS
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Reads the settings.
+
+    Errors: SettingsError that names the variable, what came and what is expected.
+    """
+    read = _Reader(environ)
+    settings = Settings(
+        agent_type=read.choice("AGENT_TYPE", ("opencode", "moltbot"), "opencode"),
+        workspace=Path(read.text("WORKSPACE_DIR", "/workspace")).absolute(),
+        data=Path(read.text("DATA_DIR", "/var/lib/agent-server")).absolute(),
+        host=read.text("HOST", "::"),
+        port=read.number("PORT", 3000, 0, 65_535),
+        token=read.optional("AGENT_SERVER_TOKEN"),
+        auth=read.choice("AGENT_SERVER_AUTH", ("token", "none"), "token"),
+        instance_id=read.optional("INSTANCE_ID"),
+        instance_name=read.optional("INSTANCE_NAME"),
+        model=read.text("AGENT_MODEL", "anthropic/claude-sonnet-4.5"),
+        provider=read.text("AGENT_PROVIDER", "openrouter"),
+        base_url=read.optional("AGENT_BASE_URL"),
+        api_key=read.optional("AGENT_API_KEY"),
+        integrations=read.names("INTEGRATIONS") if "INTEGRATIONS" in environ else None,
+        log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
+        log_format=read.choice("LOG_FORMAT", ("console", "json"), "console"),
+        shutdown_grace=read.number("SHUTDOWN_GRACE_MS", 10_000, 0, 3_600_000) / 1000,
+        max_concurrent_tasks=read.number("MAX_CONCURRENT_TASKS", 8, 1, 1_000),
+        allowed_hosts=read.names("ALLOWED_HOSTS"),
+        allowed_origins=read.names("ALLOWED_ORIGINS"),
+        allow_outside_workspace=read.choice("ALLOW_OUTSIDE_WORKSPACE", ("0", "1"), "0") == "1",
+        max_body=read.number("MAX_BODY_BYTES", 16 << 20, 1 << 10, 1 << 30),
+        max_log=read.number("MAX_LOG_BYTES", 1 << 30, 1 << 20, 1 << 50),
+        model_idle_timeout=read.number("MODEL_IDLE_TIMEOUT_MS", 120_000, 100, 3_600_000) / 1000,
+        command_variables=read.names("COMMAND_ENV"),
+        environ=dict(environ),
+    )
+    if settings.token is not None and len(settings.token) < 16:
+        raise SettingsError(
+            f"AGENT_SERVER_TOKEN has {len(settings.token)} characters; use at least 16, such as the output of `openssl rand -hex 24`."
+        )
+    return settings
+
+
+def new_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+
+    def optional(self, name: str) -> str | None:
+        return self._environ.get(name) or None
+
+    def text(self, name: str, default: str) -> str:
+        return self._environ.get(name) or default
+
+    def names(self, name: str) -> tuple[str, ...]:
+        return tuple(part.strip() for part in self._environ.get(name, "").split(",") if part.strip())
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        raw = self._environ.get(name) or str(default)
+        if not raw.isascii() or not raw.isdigit() or not least <= int(raw) <= most:
+            raise SettingsError(f"{name} is {raw!r}; it must be a whole number from {least} to {most}.")
+        return int(raw)
+
+    def choice(self, name: str, allowed: tuple[T, ...], default: T) -> T:
+        raw = self._environ.get(name) or str(default)
+        for value in allowed:
+            if raw.lower() == str(value).lower():
+                return value
+        raise SettingsError(f"{name} is {raw!r}; it must be one of {', '.join(map(str, allowed))}.")

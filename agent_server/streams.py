@@ -1,0 +1,44 @@
+"""Event streams: Server-Sent Events that resume by id."""
+
+from collections.abc import AsyncIterator
+
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from agent_server import wire
+from agent_server.errors import InvalidRequest
+from agent_server.events import Event
+
+RETRY = b"retry: 1000\n\n"
+"""Milliseconds until a client that lost its stream connects again."""
+
+PING_SECONDS = 15
+SEND_TIMEOUT = 30.0
+"""Seconds a reader may take for one write (the socket's own buffer is full by then); then it is closed and resumes by id."""
+
+
+def resume_from(request: Request, after: int | None) -> int | None:
+    """Gives the id a client has seen last, from Last-Event-ID or `?after=`.
+
+    Errors: InvalidRequest for what is no id.
+    """
+    header = request.headers.get("last-event-id", "")
+    if not header:
+        return after
+    if not header.isascii() or not header.isdigit() or len(header) > 18:
+        raise InvalidRequest(f"Last-Event-ID is {header[:40]!r}; it must be the id of an event.", path="Last-Event-ID")
+    return int(header)
+
+
+def stream(events: AsyncIterator[Event]) -> Response:
+    """Gives a response that sends the events as they come. The iterator ends it."""
+    # Streams end when the log lets its followers go, with their last events sent, rather than when a signal comes.
+    AppStatus.enable_automatic_graceful_drain = False
+    return EventSourceResponse(_encode(events), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+
+
+async def _encode(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    yield RETRY
+    async for event in events:
+        yield wire.sse(event)

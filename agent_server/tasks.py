@@ -1,0 +1,244 @@
+"""Tasks: the index of them that is folded from the log, and what is read from it."""
+
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agent_server.errors import NotFound
+from agent_server.events import Event, EventLog
+from agent_server.wire import timestamp
+
+TERMINAL = frozenset({"task.completed", "task.failed"})
+
+
+class TaskIndex:
+    """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
+
+    version = 1
+    tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
+    schema: Sequence[str] = (
+        """CREATE TABLE tasks (
+            task_id TEXT PRIMARY KEY, session_id TEXT NOT NULL, created INTEGER NOT NULL, created_at INTEGER NOT NULL,
+            started INTEGER, started_at INTEGER, ended INTEGER, ended_at INTEGER, status TEXT NOT NULL, phase TEXT NOT NULL,
+            steps INTEGER NOT NULL DEFAULT 0, resumptions INTEGER NOT NULL DEFAULT 0, elapsed INTEGER NOT NULL DEFAULT 0,
+            run_at INTEGER, message_id TEXT, prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
+            cached_tokens INTEGER NOT NULL DEFAULT 0, reasoning_tokens INTEGER NOT NULL DEFAULT 0, cost REAL,
+            idempotency_key TEXT UNIQUE, request_hash TEXT)""",
+        "CREATE INDEX tasks_created ON tasks (created)",
+        "CREATE INDEX tasks_session ON tasks (session_id, created)",
+        "CREATE INDEX tasks_processing ON tasks (created) WHERE status = 'processing'",
+        "CREATE TABLE task_tools (task_id TEXT, name TEXT, count INTEGER, PRIMARY KEY (task_id, name)) WITHOUT ROWID",
+        "CREATE TABLE task_changes (path TEXT, task_id TEXT, PRIMARY KEY (path, task_id)) WITHOUT ROWID",
+    )
+
+    def apply(self, db: sqlite3.Connection, event: Event) -> None:
+        if event.task_id is not None and (fold := _FOLDS.get(event.type)) is not None:
+            statement, values = fold
+            db.execute(statement, {"task": event.task_id, "seq": event.seq, "time": event.time, **values(event)})
+            if event.type in TERMINAL:
+                paths = [(change["path"], event.task_id) for change in event.data.get("changes", ())]
+                db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
+
+
+def _created(event: Event) -> dict[str, Any]:
+    data = event.data
+    return {"session": event.session_id, "key": data.get("idempotencyKey"), "hash": data.get("requestHash")}
+
+
+def _usage(event: Event) -> dict[str, Any]:
+    usage = event.data.get("usage") or {}
+    return {
+        "message": event.data["messageId"],
+        "prompt": usage.get("prompt_tokens", 0),
+        "completion": usage.get("completion_tokens", 0),
+        "cached": usage.get("cached_tokens", 0),
+        "reasoning": usage.get("reasoning_tokens", 0),
+        "cost": usage.get("cost"),
+    }
+
+
+def _nothing(event: Event) -> dict[str, Any]:
+    return {}
+
+
+def _phase(phase: str) -> tuple[str, Callable[[Event], dict[str, Any]]]:
+    return f"UPDATE tasks SET phase = '{phase}' WHERE task_id = :task AND status = 'processing' AND phase != '{phase}'", _nothing
+
+
+_FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
+    "task.created": (
+        "INSERT OR IGNORE INTO tasks (task_id, session_id, created, created_at, status, phase, idempotency_key, request_hash) "
+        "VALUES (:task, :session, :seq, :time, 'processing', 'queued', :key, :hash)",
+        _created,
+    ),
+    "task.started": (
+        "UPDATE tasks SET phase = 'running', started = :seq, started_at = :time, run_at = :time WHERE task_id = :task",
+        _nothing,
+    ),
+    "task.resumed": (
+        "UPDATE tasks SET phase = 'running', resumptions = resumptions + 1, elapsed = :elapsed, run_at = :time WHERE task_id = :task",
+        lambda event: {"elapsed": event.data["elapsed_ms"]},
+    ),
+    "task.retrying": _phase("retrying"),
+    "step.started": _phase("running"),
+    "message.delta": _phase("running"),
+    "message.completed": (
+        "UPDATE tasks SET phase = 'running', message_id = :message, prompt_tokens = prompt_tokens + :prompt, "
+        "completion_tokens = completion_tokens + :completion, cached_tokens = cached_tokens + :cached, "
+        "reasoning_tokens = reasoning_tokens + :reasoning, "
+        "cost = CASE WHEN :cost IS NULL THEN cost ELSE coalesce(cost, 0) + :cost END WHERE task_id = :task",
+        _usage,
+    ),
+    "tool.started": (
+        "INSERT INTO task_tools VALUES (:task, :name, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+        lambda event: {"name": event.data["tool"]},
+    ),
+    "step.finished": ("UPDATE tasks SET steps = steps + 1, resumptions = 0 WHERE task_id = :task", _nothing),
+    "task.completed": (
+        "UPDATE tasks SET status = 'completed', phase = 'done', ended = :seq, ended_at = :time WHERE task_id = :task",
+        _nothing,
+    ),
+    "task.failed": (
+        "UPDATE tasks SET status = 'failed', phase = :phase, ended = :seq, ended_at = :time WHERE task_id = :task",
+        lambda event: {"phase": event.data["phase"]},
+    ),
+}
+
+
+class Task(msgspec.Struct, frozen=True):
+    """Where a task stands. Times are Unix milliseconds, `elapsed` the milliseconds it ran before its last resumption;
+    `created`, `started` and `ended` are the numbers of those events; `given` and `outcome` what they say."""
+
+    task_id: str
+    session_id: str
+    created: int
+    created_at: int
+    started: int | None
+    started_at: int | None
+    ended: int | None
+    ended_at: int | None
+    status: str
+    phase: str
+    steps: int
+    resumptions: int
+    elapsed: int
+    run_at: int | None
+    message_id: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+    cost: float | None
+    request_hash: str | None
+    given: Mapping[str, Any]
+    outcome: Mapping[str, Any]
+    tools: Mapping[str, int]
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "reasoning_tokens": self.reasoning_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "cost": self.cost,
+        }
+
+    @property
+    def duration(self) -> int | None:
+        """Milliseconds from the start of its work to its end; None before the end."""
+        return self.ended_at - (self.started_at or self.created_at) if self.ended_at is not None else None
+
+    def to_wire(self) -> dict[str, Any]:
+        """Gives the task as `GET /tasks/{id}` shows it."""
+        return {
+            "taskId": self.task_id,
+            "sessionId": self.session_id,
+            "status": self.status,
+            "phase": self.phase,
+            "prompt": self.given.get("prompt"),
+            "model": self.given.get("model"),
+            "provider": self.given.get("provider"),
+            "createdAt": timestamp(self.created_at),
+            "startedAt": timestamp(self.started_at) if self.started_at is not None else None,
+            "completedAt": timestamp(self.ended_at) if self.ended_at is not None else None,
+            "response": self.outcome.get("response"),
+            "usage": self.usage,
+            "tokensUsed": self.usage["total_tokens"],
+            "duration_ms": self.duration,
+            "messageId": self.message_id,
+            "toolsUsed": [{"name": name, "count": count} for name, count in self.tools.items()],
+            "steps": self.steps,
+            "changes": self.outcome.get("changes", []),
+            "error": self.outcome.get("error"),
+        }
+
+
+_NAMES = tuple(member.name for member in msgspec.structs.fields(Task) if member.name not in ("given", "outcome", "tools"))
+
+_SELECT = (
+    f"SELECT {', '.join('t.' + name for name in _NAMES)}, c.data, e.data "
+    "FROM tasks t JOIN events c ON c.seq = t.created LEFT JOIN events e ON e.seq = t.ended WHERE "
+)
+
+
+def _select(db: sqlite3.Connection, where: str, values: Sequence[Any]) -> list[Task]:
+    tasks = []
+    for *columns, given, outcome in db.execute(_SELECT + where, values).fetchall():
+        fields: dict[str, Any] = dict(zip(_NAMES, columns, strict=True))
+        tools = dict(db.execute("SELECT name, count FROM task_tools WHERE task_id = ? ORDER BY name", (fields["task_id"],)).fetchall())
+        decoded = msgspec.json.decode(outcome) if outcome else {}
+        tasks.append(Task(**fields, given=msgspec.json.decode(given), outcome=decoded, tools=tools))
+    return tasks
+
+
+async def find(log: EventLog, task_id: str) -> Task:
+    """Gives one task.
+
+    Errors: NotFound (TASK_NOT_FOUND).
+    """
+    found = await log.query(lambda db: _select(db, "t.task_id = ?", [task_id]))
+    if not found:
+        raise NotFound(f"There is no task {task_id}; GET /tasks lists those there are.", code="TASK_NOT_FOUND", details={"taskId": task_id})
+    return found[0]
+
+
+async def find_by_key(log: EventLog, key: str) -> Task | None:
+    """Gives the task that was created with this Idempotency-Key."""
+    found = await log.query(lambda db: _select(db, "t.idempotency_key = ?", [key]))
+    return found[0] if found else None
+
+
+async def find_all(
+    log: EventLog, *, status: str | None = None, session_id: str | None = None, before: int | None = None, limit: int = 50
+) -> list[Task]:
+    """Gives tasks, newest first; `before` is the `created` of the last one of the page before."""
+    conditions, values = ["1"], []
+    for condition, value in (("t.status = ?", status), ("t.session_id = ?", session_id), ("t.created < ?", before)):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    where = f"{' AND '.join(conditions)} ORDER BY t.created DESC LIMIT ?"
+    return await log.query(lambda db: _select(db, where, [*values, limit]))
+
+
+async def find_unfinished(log: EventLog) -> list[Task]:
+    """Gives the tasks that are still processing, oldest first."""
+    return await log.query(lambda db: _select(db, "t.status = 'processing' ORDER BY t.created", []))
+
+
+async def tasks_that_changed(log: EventLog, paths: Sequence[str]) -> dict[str, list[str]]:
+    """Gives for each of these paths the tasks that changed it, oldest first."""
+
+    def read(db: sqlite3.Connection) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for path in paths:
+            rows = db.execute("SELECT task_id FROM task_changes WHERE path = ? ORDER BY task_id", (path,)).fetchall()
+            if rows:
+                found[path] = [task_id for (task_id,) in rows]
+        return found
+
+    return await log.query(read)

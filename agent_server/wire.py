@@ -1,0 +1,111 @@
+"""How an event looks to a client: one JSON object with the common fields, and those of its type."""
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from agent_server.events import Event
+
+LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
+
+LINE = 300
+"""Characters of a log line's message; the whole is in the event's own fields."""
+
+
+def timestamp(milliseconds: int) -> str:
+    """Gives RFC 3339 UTC with milliseconds and `Z`."""
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+
+
+def level(event: Event) -> str:
+    """Gives DEBUG, INFO, WARNING or ERROR."""
+    if event.type == "log":
+        return str(event.data.get("level", "INFO"))
+    if event.type == "task.failed":
+        return "ERROR"
+    if event.type in ("gap", "task.retrying", "message.discarded") or event.data.get("isError"):
+        return "WARNING"
+    return "DEBUG" if event.type in ("message.delta", "reasoning.delta", "step.started", "step.finished", "session.created") else "INFO"
+
+
+def source(event: Event) -> str:
+    """Gives what an event is about: task, tool, process, server or integration."""
+    if event.type == "log":
+        return str(event.data.get("source", "server"))
+    noun = event.type.split(".")[0]
+    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "checkpoint": "task"}.get(noun, noun)
+
+
+def fields(event: Event) -> dict[str, Any]:
+    """Gives the fields every event has."""
+    return {
+        "type": event.type,
+        "message": _line(_MESSAGES.get(event.type, _plain)(event.data)) or event.type,
+        "timestamp": timestamp(event.time),
+        "level": level(event),
+        "source": source(event),
+        "sessionId": event.session_id,
+        "taskId": event.task_id,
+        "seq": event.seq,
+    }
+
+
+def encode(event: Event) -> bytes:
+    """Gives an event's whole JSON object."""
+    return msgspec.json.encode({**event.data, **fields(event)})
+
+
+def sse(event: Event) -> bytes:
+    """Gives an event as Server-Sent Events has it: no `event:` field, so that `onmessage` sees all."""
+    return b"id: %d\ndata: %b\n\n" % (event.seq, encode(event))
+
+
+def _line(text: str) -> str:
+    return text if len(text) <= LINE else text[: LINE - 1] + "…"
+
+
+def _plain(data: Mapping[str, Any]) -> str:
+    return ""
+
+
+def _call(data: Mapping[str, Any]) -> str:
+    given = data.get("input")
+    if not isinstance(given, dict):
+        return f"{data['tool']}"
+    shown = given.get("description") or given.get("command") or given.get("filePath") or given.get("pattern") or given.get("path") or ""
+    return f"{data['tool']} {shown}".rstrip()
+
+
+def _exit(data: Mapping[str, Any]) -> str:
+    if data.get("reason"):
+        return f"{data['processId']} ended: {data['reason']}"
+    how = f"exited with {data['exitCode']}" if data.get("exitCode") is not None else f"was ended by {data.get('signal')}"
+    return f"{data['processId']} {how}"
+
+
+_MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
+    "log": lambda d: str(d.get("text", "")),
+    "task.created": lambda d: f"task accepted: {d.get('title', '')}",
+    "task.started": lambda d: "task started",
+    "task.resumed": lambda d: "task goes on after a restart",
+    "task.retrying": lambda d: f"model call failed ({d['reason']}), try {d['attempt'] + 1} in {d['delay_ms']} ms: {d['error']}",
+    "task.completed": lambda d: f"task completed: {d.get('response', '')}",
+    "task.failed": lambda d: f"task failed: {d['error']['message']}",
+    "step.started": lambda d: f"step {d['step']}",
+    "step.finished": lambda d: f"step {d['step']} finished",
+    "message.delta": lambda d: str(d["delta"]),
+    "reasoning.delta": lambda d: str(d["delta"]),
+    "message.completed": lambda d: str(d["text"]) or ", ".join(call["name"] for call in d.get("toolCalls", ())),
+    "message.discarded": lambda d: f"message {d['messageId']} broke off and is made again",
+    "tool.started": _call,
+    "tool.output": lambda d: str(d["chunk"]),
+    "tool.finished": lambda d: f"{d['tool']} {'failed' if d.get('isError') else 'done'} after {d['duration_ms']} ms",
+    "process.started": lambda d: str(d["command"]),
+    "process.output": lambda d: str(d["chunk"]),
+    "process.exited": _exit,
+    "checkpoint.created": lambda d: f"checkpoint {d['name']}",
+    "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
+}

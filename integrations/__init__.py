@@ -1,0 +1,1 @@
+"""The chat platforms and services an instance can be reached through. None is here yet."""

@@ -1,0 +1,30 @@
+"""What the tests share: a real server process, and a fake provider in a process of its own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.emulators.openai import OpenAIEmulator
+from tests.serving import ServerProcess, serving
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server on empty folders, with no provider."""
+    with serving(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def model() -> Iterator[OpenAIEmulator]:
+    """A fake OpenAI-compatible provider, strict about histories. Script it in each test."""
+    with OpenAIEmulator() as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def agent(tmp_path: Path, model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server on empty folders whose provider is `model`."""
+    with serving(tmp_path, AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model") as running:
+        yield running

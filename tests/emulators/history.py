@@ -1,0 +1,65 @@
+"""What real providers refuse in a conversation, so that a history that would break there breaks in tests."""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def complaint(body: dict[str, Any]) -> str | None:
+    """Why a provider would answer 400 to this body; None when it would not."""
+    messages = body.get("messages") or []
+    if not messages:
+        return "messages must not be empty"
+    if messages[-1]["role"] not in ("user", "tool"):
+        return f"the last message must be a user's or a tool's, not of role {messages[-1]['role']}"
+    names = [tool["function"]["name"] for tool in body.get("tools", [])]
+    if "tools" in body and (not names or len(names) != len(set(names)) or not all(map(NAME.fullmatch, names))):
+        return f"tools need distinct names of the form {NAME.pattern}"
+    return next((text for message in messages if (text := _content_complaint(message))), None) or _pairing_complaint(messages)
+
+
+def _content_complaint(message: dict[str, Any]) -> str | None:
+    role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
+    if role == "assistant":
+        if not content and not calls:
+            return "an assistant's message must have content or tool_calls"
+        return next((text for call in calls or [] if (text := _call_complaint(call))), None)
+    if content is None or content == []:
+        return f"a message of role {role} must have content"
+    if role != "user" and not isinstance(content, str):
+        return f"content of role {role} must be a string"
+    return None
+
+
+def _call_complaint(call: dict[str, Any]) -> str | None:
+    function = call["function"]
+    if not NAME.fullmatch(function["name"]):
+        return f"the name of tool call {call['id']} must match {NAME.pattern}"
+    try:
+        if isinstance(json.loads(function["arguments"]), dict):
+            return None
+    except ValueError:
+        pass
+    return f"the arguments of tool call {call['id']} must be a JSON object"
+
+
+def _pairing_complaint(messages: Sequence[dict[str, Any]]) -> str | None:
+    """Each call needs exactly one result, right after the message that made it; no id may come twice."""
+    seen: set[str] = set()
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            if message.get("tool_call_id") not in waiting:
+                return f"the result of {message.get('tool_call_id')} answers no tool call of the message before it"
+            waiting.remove(message["tool_call_id"])
+            continue
+        if waiting:
+            return f"tool calls without a result: {', '.join(waiting)}"
+        waiting = [call["id"] for call in message.get("tool_calls") or []]
+        if repeated := [id_ for number, id_ in enumerate(waiting) if id_ in seen or id_ in waiting[:number]]:
+            return f"tool call ids that come twice: {', '.join(repeated)}"
+        seen.update(waiting)
+    return f"tool calls without a result: {', '.join(waiting)}" if waiting else None

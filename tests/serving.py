@@ -1,0 +1,144 @@
+"""A real server process for the tests, spoken to over HTTP."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TOKEN = "test-token-0123456789abcdef"
+START_SECONDS = 30.0
+
+
+class ServerProcess:
+    """One server on a port of its own. Its folders outlive it, so that it can be started again on them.
+
+    `environ` is the whole environment besides what every server here needs; values given to `start` go over it.
+    """
+
+    def __init__(self, folder: Path, **environ: str) -> None:
+        self.workspace = folder / "workspace"
+        self.data = folder / "data"
+        self.workspace.mkdir(parents=True, exist_ok=True)
+        self.environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(folder),
+            "HOST": "127.0.0.1",
+            "PORT": "0",
+            "WORKSPACE_DIR": str(self.workspace),
+            "DATA_DIR": str(self.data),
+            "AGENT_SERVER_TOKEN": TOKEN,
+            **environ,
+        }
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        self._log = folder / "server.log"
+
+    def start(self, **environ: str) -> "ServerProcess":
+        """Starts it and returns when it answers."""
+        with self._log.open("ab") as log:
+            begin = log.tell()
+            argv = [sys.executable, "-P", "-m", "agent_server", "serve"]
+            self.process = subprocess.Popen(argv, env={**self.environ, **environ}, stderr=log, cwd=self.workspace)
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and self.process.poll() is None:
+            if found := re.search(rb" on http://[^ ]+:(\d+),", self._log.read_bytes()[begin:]):
+                self.url = f"http://127.0.0.1:{int(found[1])}"
+                with contextlib.suppress(httpx.TransportError):
+                    if httpx.get(f"{self.url}/health").status_code == 200:
+                        return self
+            time.sleep(0.01)
+        raise AssertionError(f"the server did not start:\n{self.log()}")
+
+    def stop(self) -> int:
+        """Ends it with SIGTERM and gives its exit code."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+    def kill(self) -> None:
+        """Ends it with SIGKILL."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+    def log(self) -> str:
+        """What it has written on standard error, over all its starts."""
+        return self._log.read_text(errors="replace")
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client that has the token."""
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}", **headers}, timeout=60)
+
+    def async_client(self, **headers: str) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.url, headers={"Authorization": f"Bearer {TOKEN}", **headers}, timeout=60)
+
+    def post(self, path: str, body: Any = None, **headers: str) -> httpx.Response:
+        with self.client(**headers) as client:
+            return client.post(path, json=body if body is not None else {})
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        with self.client(**headers) as client:
+            return client.get(path)
+
+    def execute(self, command: str | list[str], **more: Any) -> dict[str, Any]:
+        """Runs a command through the API and gives the reply's body."""
+        response = self.post("/execute", {"command": command, **more})
+        assert response.status_code == 200, response.text
+        body: dict[str, Any] = response.json()
+        return body
+
+    def submit(self, prompt: str = "go", **more: Any) -> str:
+        """Has a task accepted, and gives its id."""
+        response = self.post("/run", {"prompt": prompt, "async": True, **more})
+        assert response.status_code == 202, response.text
+        return str(response.json()["taskId"])
+
+    def finish(self, task_id: str, seconds: float = 60) -> dict[str, Any]:
+        """Follows a task to its end (over restarts too) and gives it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            task: dict[str, Any] = self.get(f"/tasks/{task_id}").json()
+            if task["status"] != "processing":
+                return task
+            time.sleep(0.05)
+        raise AssertionError(f"{task_id} did not end:\n{self.log()}")
+
+    def task_events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """The events of a task that has ended, above `after`."""
+        with self.client() as client, client.stream("GET", f"/tasks/{task_id}/events?after={after}") as response:
+            return list(events(response)) if response.status_code == 200 else []
+
+
+def events(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    """Gives the events of a stream as they come, each with its `id` checked against its `seq`."""
+    last_id = ""
+    for line in response.iter_lines():
+        if line.startswith("id: "):
+            last_id = line[4:]
+        elif line.startswith("data: "):
+            event: dict[str, Any] = json.loads(line[6:])
+            assert last_id == str(event["seq"])
+            yield event
+
+
+@contextlib.contextmanager
+def serving(folder: Path | None = None, **environ: str) -> Iterator[ServerProcess]:
+    """A running server, ended at the end."""
+    with contextlib.ExitStack() as stack:
+        place = folder if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        server = ServerProcess(place, **environ).start()
+        try:
+            yield server
+        finally:
+            if server.process is not None and server.process.poll() is None:
+                server.kill()

@@ -1,0 +1,142 @@
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tools import MAX_BYTES, ToolContext, ToolError, ToolResult
+from tools.read import TOOL
+
+
+async def read(context: ToolContext, path: str, **arguments: object) -> ToolResult:
+    return await TOOL.run(TOOL.parse(json.dumps({"filePath": path, **arguments})), context)
+
+
+async def test_lines_are_numbered_and_the_end_is_told(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("one\ntwo\n")
+    result = await read(context, "a.txt")
+    assert result.content == "1: one\n2: two\n\n(End of file: 2 lines.)"
+    assert result.details == {"path": "a.txt"}
+
+
+async def test_offset_and_limit_choose_lines_and_the_next_offset_is_told(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("".join(f"line {n}\n" for n in range(1, 11)))
+    result = await read(context, "a.txt", offset=3, limit=2)
+    assert result.content == "3: line 3\n4: line 4\n\n(Lines 3 to 4. There is more: go on with offset=5.)"
+    assert (await read(context, "a.txt", offset=9)).content == "9: line 9\n10: line 10\n\n(End of file: 10 lines.)"
+
+
+async def test_offsets_as_text_zero_and_null_are_understood(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("one\ntwo")
+    assert (await read(context, "a.txt", offset="2", limit=None)).content.startswith("2: two")
+    assert (await read(context, "a.txt", offset=0)).content.startswith("1: one")
+
+
+async def test_an_offset_past_the_end_is_an_error_that_tells_the_length(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(ToolError, match=r"offset 3 is past the end: a\.txt has 2 lines"):
+        await read(context, "a.txt", offset=3)
+
+
+async def test_at_most_2000_lines_are_shown(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("x\n" * 2_001)
+    result = await read(context, "a.txt", limit=5_000)
+    assert result.content.endswith("2000: x\n\n(Lines 1 to 2000. There is more: go on with offset=2001.)")
+
+
+async def test_at_most_50_kilobytes_are_shown(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text(("ä" * 1_000 + "\n") * 100)
+    result = await read(context, "a.txt")
+    assert len(result.content.encode()) <= MAX_BYTES
+    assert (following := re.search(r"go on with offset=(\d+)", result.content))
+    assert (await read(context, "a.txt", offset=int(following[1]))).content.startswith(f"{following[1]}: ä")
+
+
+@pytest.mark.parametrize("length", [2_001, 64 * 1024 - 1, 64 * 1024, 300_000])
+async def test_a_long_line_is_cut_and_the_next_line_keeps_its_number(context: ToolContext, workspace: Path, length: int) -> None:
+    (workspace / "a.txt").write_text("é" * length + "\nnext\n")
+    lines = (await read(context, "a.txt")).content.split("\n")
+    assert lines[0] == "1: " + "é" * 2_000 + "... (cut at 2000 characters)"
+    assert lines[1] == "2: next"
+    assert lines[-1] == "(End of file: 2 lines.)"
+
+
+async def test_a_huge_file_is_not_taken_into_memory(context: ToolContext, workspace: Path) -> None:
+    with (workspace / "huge.txt").open("wb") as file:
+        file.write(b"first\n" * 2_000)
+        file.truncate(1 << 33)
+    assert "go on with offset=3" in (await read(context, "huge.txt", limit=2)).content
+
+
+async def test_windows_line_endings_and_the_byte_order_mark_are_not_shown(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert (await read(context, "a.txt")).content == "1: one\n2: two\n\n(End of file: 2 lines.)"
+
+
+async def test_bytes_that_are_not_utf8_are_replaced_and_told(context: ToolContext, workspace: Path) -> None:
+    (workspace / "latin.txt").write_bytes("café\n".encode("latin-1"))
+    assert (await read(context, "latin.txt")).content == (
+        "1: caf\ufffd\n\n(End of file: 1 lines.) (Bytes that are not UTF-8 are shown as \ufffd.)"
+    )
+
+
+async def test_a_replacement_character_in_the_file_is_not_called_invalid(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").write_text("\ufffd\n")
+    assert (await read(context, "a.txt")).content == "1: \ufffd\n\n(End of file: 1 lines.)"
+
+
+async def test_an_empty_file_is_called_empty(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.txt").touch()
+    assert (await read(context, "a.txt")).content == "(a.txt is empty.)"
+
+
+@pytest.mark.parametrize("data", [b"\x7fELF\0\0", b"a" * 8_000 + b"\0", bytes(range(1, 32))])
+async def test_binary_files_are_refused(context: ToolContext, workspace: Path, data: bytes) -> None:
+    (workspace / "a.bin").write_bytes(data)
+    with pytest.raises(ToolError, match="not a text file"):
+        await read(context, "a.bin")
+
+
+async def test_colours_in_a_log_do_not_make_it_binary(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.log").write_bytes(b"\x1b[1m!\x1b[0m\n" * 10)
+    assert "(End of file: 10 lines.)" in (await read(context, "a.log")).content
+
+
+async def test_a_missing_file_is_an_error_that_names_similar_ones(context: ToolContext, workspace: Path) -> None:
+    for name in ("config.ts", "Config.test.ts", "other.md"):
+        (workspace / name).touch()
+    with pytest.raises(ToolError, match=r"config\.js does not exist\. Did you mean, in the same folder: config\.ts, Config\.test\.ts\?"):
+        await read(context, "config.js")
+    with pytest.raises(ToolError, match=r"does not exist\. Find it with glob"):
+        await read(context, "no/such/folder")
+
+
+async def test_a_folder_lists_its_entries(context: ToolContext, workspace: Path) -> None:
+    (workspace / "src" / "inner").mkdir(parents=True)
+    (workspace / "src" / "a.py").touch()
+    (workspace / "src" / ".hidden").touch()
+    assert (await read(context, "src")).content == ".hidden\na.py\ninner/\n\n(End of folder: 3 entries.)"
+    assert (await read(context, "src", limit=1)).content == ".hidden\n\n(Entries 1 to 1. There is more: go on with offset=2.)"
+    assert (await read(context, "src/inner")).content == "(src/inner is an empty folder.)"
+
+
+async def test_a_named_pipe_is_refused(context: ToolContext, workspace: Path) -> None:
+    os.mkfifo(workspace / "pipe")
+    with pytest.raises(ToolError, match="not a regular file"):
+        await read(context, "pipe")
+
+
+async def test_outside_of_the_workspace_is_refused_but_spilled_output_is_shown(context: ToolContext) -> None:
+    (context.spill_folder / "output.txt").write_text("long")
+    assert (await read(context, str(context.spill_folder / "output.txt"))).content.startswith("1: long")
+    with pytest.raises(ToolError, match="outside"):
+        await read(context, "../other")
+
+
+async def test_unseen_instructions_are_appended_and_named(context: ToolContext, workspace: Path, instructions: dict[str, str]) -> None:
+    (workspace / "a.txt").write_text("one")
+    instructions["sub/AGENTS.md"] = "Use tabs."
+    result = await read(context, "a.txt")
+    assert result.content.endswith('<instructions file="sub/AGENTS.md">\nUse tabs.\n</instructions>')
+    assert result.details["instructions"] == ["sub/AGENTS.md"]

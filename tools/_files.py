@@ -1,0 +1,106 @@
+"""What the tools that touch files share: how a file is named to the model, checked, locked and replaced."""
+
+import difflib
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+
+from tools import ToolError
+
+MAX_WHOLE = 8 << 20
+"""Bytes of a file that is taken into memory as a whole: an edit needs several times as much for a moment."""
+
+MAX_SIBLINGS = 10_000
+"""Entries of a folder that are compared with a name that was not found."""
+
+_LOCKS = tuple(threading.Lock() for _ in range(64))
+
+
+def name_of(path: Path, workspace: Path) -> str:
+    """Gives the name the model knows a path by: relative to the workspace, or absolute outside; always valid Unicode."""
+    inside = path.relative_to(workspace) if path.is_relative_to(workspace) else path
+    return showable(str(inside))
+
+
+def showable(text: str) -> str:
+    """Gives the text with U+FFFD for each byte that could not be decoded."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def size_of(size: int) -> str:
+    """Gives a size in words."""
+    return f"{size} bytes" if size < 10_240 else f"{size / 1024:.0f} KB"
+
+
+def lock_of(path: Path) -> threading.Lock:
+    """Gives the lock that is held from reading a file until it is replaced, so that no change to it is lost.
+
+    It is a lock of threads: a cancelled call gives up waiting for its thread, but the thread still finishes its write.
+    Two files may share one, and then wait for each other.
+    """
+    return _LOCKS[hash(path) % len(_LOCKS)]
+
+
+@contextmanager
+def file_errors(verb: str, name: str) -> Iterator[None]:
+    """Turns the errors of the file system into a ToolError."""
+    try:
+        yield
+    except OSError as error:
+        raise ToolError(f"Cannot {verb} {name}: {showable(str(error))}") from error
+
+
+def regular_file(path: Path, name: str) -> os.stat_result | None:
+    """Gives the state of a file, None when nothing is there.
+
+    Errors: ToolError for a folder, and for a device, pipe or socket, which may have no end.
+    """
+    try:
+        state = path.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(state.st_mode):
+        raise ToolError(f"{name} is a folder, not a file.")
+    if not stat.S_ISREG(state.st_mode):
+        raise ToolError(f"{name} is not a regular file.")
+    return state
+
+
+def not_found(path: Path, name: str) -> ToolError:
+    """Gives the error for a missing path, with the names beside it that it may have meant."""
+    meant = ", ".join(name_of(path.parent / sibling, path.parent) for sibling in _similar_names(path))
+    hint = f" Did you mean, in the same folder: {meant}?" if meant else " Find it with glob or list."
+    return ToolError(f"{name} does not exist.{hint}")
+
+
+def _similar_names(path: Path) -> list[str]:
+    try:
+        with os.scandir(path.parent) as entries:
+            names = {entry.name.lower(): entry.name for entry in islice(entries, MAX_SIBLINGS)}
+    except OSError:
+        return []
+    wanted = path.name.lower()
+    close = difflib.get_close_matches(wanted, names, n=3)
+    containing = [name for name in sorted(names) if wanted in name]
+    return [names[name] for name in dict.fromkeys([*close, *containing])][:3]
+
+
+def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
+    """Writes a file so that readers see the old or the new one, with the owner and mode of `state`, the old one's."""
+    draft = path.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+            file.write(data)
+            if state is not None:
+                with suppress(PermissionError):  # a file of somebody else, in a folder of ours: it becomes ours
+                    os.fchown(file.fileno(), state.st_uid, state.st_gid)
+                os.fchmod(file.fileno(), stat.S_IMODE(state.st_mode))
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise

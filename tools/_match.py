@@ -1,0 +1,200 @@
+"""Where a text to be replaced stands in a file.
+
+Models see files without their line endings and trailing spaces, write ASCII for typographic characters, and count
+indentation badly; those differences are forgiven, one after the other, when they lead to a single place. Anything
+fuzzier is left out on purpose: an edit at the wrong place costs more than an error that shows the right text.
+"""
+
+import difflib
+import heapq
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import msgspec
+
+MAX_LOOSE = 1 << 20
+MAX_LOOSE_OLD = 16 << 10
+"""Characters of a file that is searched loosely, and of the text looked for: nothing else runs while a regular
+expression is compiled and searched."""
+
+MAX_PLACES = 100_000
+"""Places looked for."""
+
+MAX_SEARCHED = 20_000
+MAX_COMPARED = 100
+"""Different lines that are looked at for one like the line that was not found, and that are compared with it."""
+
+NEAREST = 8
+MAX_SHOWN = 200
+"""Lines of the file shown in that case, and characters of each."""
+
+_NEWLINE = r"(?:\r\n|(?<!\r)\n)"
+_TRAILING = " \t\u00a0"
+_SPACES = f"[{_TRAILING}]*+"
+_KINDS = (
+    "'\u2018\u2019\u201a\u201b\u2032",
+    '"\u201c\u201d\u201e\u201f\u2033',
+    "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
+    " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000",
+)
+_ALIKE = {character: f"[{re.escape(kind)}]" for kind in _KINDS for character in kind}
+
+
+class Place(msgspec.Struct, frozen=True):
+    """What to replace, `[start, end)`, and by which text."""
+
+    start: int
+    end: int
+    new: str
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The places of the strictest way of looking that found any, and what that way ignored (empty: nothing)."""
+
+    places: list[Place]
+    ignored: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every place may be replaced, not only a single one: line endings are not shown to the model."""
+        return self.ignored in ("", "line endings")
+
+
+def find(text: str, old: str, new: str) -> Found:
+    """Looks for `old`; each place has `new` with the line endings, and the indentation, that stand there."""
+    old_lines, new = old.replace("\r\n", "\n"), new.replace("\r\n", "\n")
+    ways: list[tuple[str, Callable[[], Iterator[Place]]]] = [
+        ("", lambda: _exact(text, old, new)),
+        ("line endings", lambda: _other_endings(text, old_lines, new)),
+    ]
+    if old.strip() and len(text) <= MAX_LOOSE and len(old) <= MAX_LOOSE_OLD:
+        ways += [
+            ("trailing white space", lambda: _loose(text, old_lines, new, re.escape)),
+            ("white space and typographic characters", lambda: _loose(text, old_lines, new, _alike)),
+            ("indentation", lambda: _shifted(text, old_lines, new)),
+        ]
+    for ignored, way in ways:
+        if places := list(islice(way(), MAX_PLACES)):
+            return Found(_with_endings(text, places), ignored)
+    return Found([], "")
+
+
+def _exact(text: str, old: str, new: str) -> Iterator[Place]:
+    start = text.find(old)
+    while start >= 0:
+        end = start + len(old)
+        if not (_splits_ending(text, start) or _splits_ending(text, end)):
+            yield Place(start, end, new)
+        start = text.find(old, start + 1)
+
+
+def _splits_ending(text: str, index: int) -> bool:
+    return text[index - 1 : index + 1] == "\r\n"
+
+
+def _other_endings(text: str, old: str, new: str) -> Iterator[Place]:
+    yield from _exact(text, old, new)
+    if "\n" in old:
+        yield from _exact(text, old.replace("\n", "\r\n"), new)
+
+
+def _loose(text: str, old: str, new: str, escape: Callable[[str], str]) -> Iterator[Place]:
+    """Forgives white space at the ends of lines, and what `escape` makes of a line."""
+    lines = old.split("\n")
+    ends = [line.rstrip(_TRAILING) for line in lines]
+    pattern = (_SPACES + _NEWLINE).join(map(escape, ends))
+    if not ends[0]:
+        pattern = pattern.removeprefix(_SPACES)
+    if ends[-1] != lines[-1]:
+        pattern += _SPACES + r"(?=\r?\n|\Z)"
+    for match in re.finditer(f"(?=({pattern}))", text):
+        yield Place(match.start(1), match.end(1), new)
+
+
+def _alike(line: str) -> str:
+    """A pattern for the line with any quotes, dashes, spaces and ellipses."""
+    pieces = line.replace("\u2026", "...").split("...")
+    return r"(?:\.\.\.|\u2026)".join("".join(_ALIKE.get(c) or re.escape(c) for c in piece) for piece in pieces)
+
+
+def _shifted(text: str, old: str, new: str) -> Iterator[Place]:
+    """Forgives an indentation that all lines have more, less or otherwise."""
+    lines = old.removesuffix("\n").split("\n")
+    base = _common_indentation(lines)
+    first = next(index for index, line in enumerate(lines) if line.strip())
+    patterns = [_alike(line[len(base) :].rstrip(_TRAILING)) for line in lines]
+    for index, line in enumerate(lines):
+        if line.strip():
+            patterns[index] = (r"(?P<base>[ \t]*)" if index == first else "(?P=base)") + patterns[index]
+    end = _NEWLINE if old.endswith("\n") else r"(?=\r?\n|\Z)"
+    for match in re.finditer(f"^(?=({(_SPACES + _NEWLINE).join(patterns)}{_SPACES}{end}))", text, re.MULTILINE):
+        indentation = _indentation(lines[first])[len(base) :]
+        yield Place(match.start(1), match.end(1), _shift(new, base, match["base"], match["base"] + indentation))
+
+
+def _shift(new: str, base: str, wanted: str, first: str) -> str:
+    """Moves the lines from indentation `base` to `wanted`, unless the first already stands where the file's `first` does."""
+    lines = new.split("\n")
+    if _indentation(next((line for line in lines if line.strip()), "")) == first:
+        return new
+    return "\n".join(_shift_line(line, base, wanted) if line.strip() else line for line in lines)
+
+
+def _shift_line(line: str, base: str, wanted: str) -> str:
+    if line.startswith(base):
+        return wanted + line[len(base) :]
+    if base.startswith(wanted):
+        surplus = len(base) - len(wanted)
+        return line[min(surplus, len(_indentation(line))) :]
+    if wanted.startswith(base):
+        return wanted[len(base) :] + line
+    return line
+
+
+def _common_indentation(lines: list[str]) -> str:
+    indentations = [_indentation(line) for line in lines if line.strip()]
+    shortest = min(indentations, key=len)
+    while not all(indentation.startswith(shortest) for indentation in indentations):
+        shortest = shortest[:-1]
+    return shortest
+
+
+def _indentation(line: str) -> str:
+    return line[: len(line) - len(line.lstrip(" \t"))]
+
+
+def _with_endings(text: str, places: list[Place]) -> list[Place]:
+    """The places with the line ending that stands in them, else with that of most of the file."""
+    if "\n" not in places[0].new:
+        return places
+    mostly_returns = text.count("\r\n") * 2 > text.count("\n")
+    adapted = []
+    for place in places:
+        newline = text.find("\n", place.start, place.end)
+        has_returns = mostly_returns if newline < 0 else text[newline - 1 : newline + 1] == "\r\n"
+        adapted.append(msgspec.structs.replace(place, new=place.new.replace("\n", "\r\n")) if has_returns else place)
+    return adapted
+
+
+def nearest(text: str, old: str) -> str:
+    """Gives the lines of the text that are most like `old`, numbered; empty when none is."""
+    lines = [line.removesuffix("\r")[:MAX_SHOWN] for line in text.split("\n")]
+    wanted = [line.strip()[:MAX_SHOWN] for line in old.replace("\r\n", "\n").strip("\n").split("\n")]
+    anchor = max(range(len(wanted)), key=lambda index: len(wanted[index]))
+    places: dict[str, int] = {}
+    for index, line in enumerate(lines):
+        places.setdefault(line.strip(), index)
+        if len(places) > MAX_SEARCHED:
+            break
+    pieces = _pieces(wanted[anchor])
+    promising = heapq.nlargest(MAX_COMPARED, places, key=lambda line: len(pieces & _pieces(line)))
+    close = difflib.get_close_matches(wanted[anchor], promising, n=1)
+    if not close:
+        return ""
+    start = max(0, places[close[0]] - min(anchor, NEAREST // 2))
+    return "\n".join(f"{start + n}: {line}" for n, line in enumerate(lines[start : start + min(NEAREST, len(wanted))], 1))
+
+
+def _pieces(line: str) -> set[str]:
+    return {line[index : index + 3] for index in range(len(line) - 2)}

@@ -1,0 +1,152 @@
+"""The `read` tool: a part of a text file with line numbers, or a folder's entries. It never holds a whole file in memory."""
+
+import asyncio
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, TypeVar
+
+import msgspec
+
+from tools import MAX_BYTES, MAX_LINES, Tool, ToolContext, ToolError, ToolResult
+from tools._files import file_errors, name_of, not_found, showable
+
+MAX_LINE = 2_000
+"""Characters shown of one line."""
+
+MAX_SHOWN = MAX_BYTES - 1024
+"""Bytes of lines shown: what is told of them has room in the result, too."""
+
+MAX_ENTRIES = 100_000
+"""Entries of a folder that are sorted."""
+
+SAMPLE = 8 * 1024
+"""Bytes at the beginning of a file that decide whether it is text."""
+
+PIECE = 64 * 1024
+"""Bytes taken of a line at a time: more than MAX_LINE characters have."""
+
+_CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\b\x1b")) + b"\x7f"
+
+T = TypeVar("T")
+
+
+class Arguments(msgspec.Struct, frozen=True, rename="camel"):
+    file_path: Annotated[str, msgspec.Meta(description="File or folder, absolute or relative to the workspace.")]
+    offset: Annotated[Annotated[int, msgspec.Meta(ge=0)] | None, msgspec.Meta(description="First line to show, counted from 1.")] = None
+    limit: Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, msgspec.Meta(description="Lines to show at most (default 2000).")] = None
+
+
+class _Page(msgspec.Struct, frozen=True):
+    """The items shown; `last` is the number of the last item looked at: of all of them, unless there is `more`."""
+
+    lines: list[str]
+    last: int
+    more: bool
+
+
+async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
+    path = context.resolve(arguments.file_path)
+    name = name_of(path, context.workspace)
+    first, limit = max(1, arguments.offset or 1), min(arguments.limit or MAX_LINES, MAX_LINES)
+    content = await asyncio.to_thread(_read, path, name, first, limit)
+    details: dict[str, Any] = {"path": name}
+    instructions = context.nested_instructions(path)
+    if instructions:
+        details["instructions"] = list(instructions)
+        texts = (f'\n\n<instructions file="{file}">\n{text}\n</instructions>' for file, text in instructions.items())
+        content += "\n\nThe project's instructions for this folder:" + "".join(texts)
+    return ToolResult(content, details)
+
+
+def _read(path: Path, name: str, first: int, limit: int) -> str:
+    with file_errors("read", name):
+        try:
+            mode = path.stat().st_mode
+        except FileNotFoundError as error:
+            raise not_found(path, name) from error
+        if stat.S_ISDIR(mode):
+            return _read_folder(path, name, first, limit)
+        if not stat.S_ISREG(mode):
+            raise ToolError(f"{name} is not a regular file.")
+        with path.open("rb") as file:
+            if _is_binary(file.read(SAMPLE)):
+                raise ToolError(f"{name} is not a text file. Look at it with bash (file, xxd, strings).")
+            file.seek(0)
+            return _read_file(file, name, first, limit)
+
+
+def _is_binary(sample: bytes) -> bool:
+    return b"\0" in sample or (len(sample) - len(sample.translate(None, _CONTROL))) * 10 > len(sample) * 3
+
+
+def _read_file(file: BinaryIO, name: str, first: int, limit: int) -> str:
+    page = _page(_pieces(file), first, limit, _numbered)
+    if not page.last:
+        return f"({name} is empty.)"
+    note = _note(page, name, first, "lines")
+    lines = [showable(line) for line in page.lines]
+    if lines != page.lines:
+        note += " (Bytes that are not UTF-8 are shown as \ufffd.)"
+    return "\n".join([*lines, "", note])
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    """The lines with their ends; of a long one only the first piece."""
+    while line := file.readline(PIECE):
+        piece = line
+        while len(piece) == PIECE and not piece.endswith(b"\n"):
+            piece = file.readline(PIECE)
+        yield line
+
+
+def _numbered(number: int, line: bytes) -> str:
+    text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+    if number == 1:
+        text = text.removeprefix("\ufeff")
+    return f"{number}: {text if len(text) <= MAX_LINE else f'{text[:MAX_LINE]}... (cut at {MAX_LINE} characters)'}"
+
+
+def _read_folder(path: Path, name: str, first: int, limit: int) -> str:
+    with os.scandir(path) as entries:
+        names = sorted(showable(entry.name) + "/" * entry.is_dir() for entry in islice(entries, MAX_ENTRIES))
+    if not names:
+        return f"({name} is an empty folder.)"
+    page = _page(names, first, limit, lambda _, entry: entry)
+    return "\n".join([*page.lines, "", _note(page, name, first, "entries")])
+
+
+def _page(items: Iterable[T], first: int, limit: int, show: Callable[[int, T], str]) -> _Page:
+    lines: list[str] = []
+    number = size = 0
+    for number, item in enumerate(items, 1):
+        if number < first:
+            continue
+        line = show(number, item)
+        size += len(line.encode("utf-8", "surrogatepass")) + 1
+        if len(lines) == limit or size > MAX_SHOWN:
+            return _Page(lines, number, more=True)
+        lines.append(line)
+    return _Page(lines, number, more=False)
+
+
+def _note(page: _Page, name: str, first: int, what: str) -> str:
+    if page.more:
+        return f"({what.capitalize()} {first} to {page.last - 1}. There is more: go on with offset={page.last}.)"
+    if first > page.last:
+        raise ToolError(f"offset {first} is past the end: {name} has {page.last} {what}.")
+    return f"(End of {'file' if what == 'lines' else 'folder'}: {page.last} {what}.)"
+
+
+TOOL = Tool(
+    name="read",
+    description=(
+        "Shows a text file with line numbers (`12: text`; the number is not part of the file), or a folder's entries. "
+        "Shows at most 2000 lines or 50 KB, and says which offset goes on. To find the right part of a long file, grep first."
+    ),
+    arguments=Arguments,
+    run=run,
+    read_only=True,
+)
