@@ -13,9 +13,9 @@ import msgspec
 from agent_server.conversation import INTERRUPTED
 from agent_server.errors import AgentServerError
 from agent_server.events import Draft, LogUnavailable
+from agent_server.execution import Command, Owner
 from agent_server.ids import new_id
 from agent_server.messages import ToolCall
-from agent_server.processes import Command, Owner
 from agent_server.prompts import nested_instructions
 from agent_server.run import Run
 from tools import MAX_BYTES, MAX_LINES, CommandResult, ToolError, ToolResult
@@ -69,7 +69,7 @@ async def _run_one(run: Run, call: ToolCall) -> None:
 def _started(run: Run, call: ToolCall, *, sync: bool) -> Draft:
     try:
         given = msgspec.json.decode(call.arguments or "{}")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         given = call.arguments
     return run.draft("tool.started", {"toolCallId": call.id, "tool": call.name, "input": given}, sync=sync)
 

@@ -36,6 +36,8 @@ class Checkpoints:
 
     async def ready(self) -> None:
         """Returns when the state at the first start is recorded: nothing of ours may change the workspace before. Errors: none."""
+        if self._opening is not None and self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None:
+            return
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._open())
         try:

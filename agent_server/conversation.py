@@ -31,6 +31,7 @@ class Conversation:
         self._messages: list[Message] = []
         self._prompts: dict[str, Any] = {}
         self._open: dict[str, ToolCall] = {}
+        self._task_id: str | None = None
         self._task_at = 0
 
     @property
@@ -58,7 +59,7 @@ class Conversation:
                 self._prompts[event.task_id or ""] = data["prompt"]
             case "task.started":
                 self._close_calls()
-                self._task_at = len(self._messages)
+                self._task_id, self._task_at = event.task_id, len(self._messages)
                 self.steps, self.cost = 0, 0.0
                 self._messages.append(Message("user", parts(self._prompts.pop(event.task_id or "", ""))))
             case "message.completed":
@@ -68,8 +69,9 @@ class Conversation:
                 self.instructions.update(data.get("details", {}).get("instructions", ()))
             case "task.completed":
                 self._close_calls()
+            case "task.failed" if event.task_id != self._task_id:
+                self._prompts.pop(event.task_id or "", None)  # it never began, while another one may be at work
             case "task.failed":
-                self._prompts.pop(event.task_id or "", None)
                 self._close_calls()
                 # A prompt that no model answered is left out: it may be the very reason of the failure.
                 if len(self._messages) == self._task_at + 1 and self._messages[-1].role == "user":

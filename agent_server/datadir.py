@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import hmac
 import os
+import re
 import time
 from pathlib import Path
 from typing import IO
@@ -42,7 +43,10 @@ class DataDirectory:
         self.path = settings.data
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.outputs.mkdir(mode=0o700, exist_ok=True)
+            for folder in (self.outputs, self.path / "shadow"):
+                folder.mkdir(mode=0o700, exist_ok=True)
+            # The folder itself may be a mounted one that others can enter. SQLite gives its other files the mode of this one.
+            (self.path / "events.db").touch(mode=0o600)
             self._lock = self._claim(settings)
             self.identity = self._identify(settings)
         except OSError as error:
@@ -53,6 +57,7 @@ class DataDirectory:
         return self.path / "outputs"
 
     def _claim(self, settings: Settings) -> IO[str]:
+        (self.path / "lock").touch(mode=0o600)
         lock = (self.path / "lock").open("a+")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,7 +74,12 @@ class DataDirectory:
 
     def _identify(self, settings: Settings) -> Identity:
         path = self.path / "identity.json"
-        known = msgspec.json.decode(path.read_bytes(), type=Identity) if path.exists() else Identity(new_id("inst"), new_id("srv"), 0)
+        try:
+            known = msgspec.json.decode(path.read_bytes(), type=Identity)
+        except FileNotFoundError:
+            known = Identity(new_id("inst"), new_id("srv"), 0)
+        except msgspec.MsgspecError as error:
+            raise SettingsError(f"{path} in DATA_DIR is damaged: {error}. Remove it; the instance gets a new id then.") from error
         known = msgspec.structs.replace(known, starts=known.starts + 1)
         write_private(path, msgspec.json.encode(known))
         return msgspec.structs.replace(known, instance_id=settings.instance_id or known.instance_id)
@@ -80,7 +90,10 @@ class DataDirectory:
             return hashlib.sha256(settings.token.encode()).digest(), None
         path = self.path / "token.sha256"
         if path.exists():
-            return bytes.fromhex(path.read_text().strip()), None
+            stored = path.read_text(errors="replace").strip()
+            if not re.fullmatch("[0-9a-f]{64}", stored):
+                raise SettingsError(f"{path} in DATA_DIR is damaged: it holds no SHA-256. Remove it; a token is made anew then.")
+            return bytes.fromhex(stored), None
         token = new_token()
         digest = hashlib.sha256(token.encode()).digest()
         write_private(path, digest.hex().encode())

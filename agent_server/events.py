@@ -17,11 +17,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from agent_server.errors import AgentServerError
+from agent_server.journal import Journal
 from agent_server.redaction import Secrets
 from agent_server.retention import Retention
 
@@ -29,10 +30,18 @@ SEQUENCE_BLOCK = 100_000
 """Sequence numbers reserved at a time. Reserved ones are never given again, also when power loss takes the events."""
 
 GATHER = 0.01
-"""Seconds that events nobody waits for are gathered for, so that they share a transaction with those that follow."""
+GATHER_UNSEEN = 0.25
+"""Seconds that events are gathered for one transaction, and for a longer one while nobody follows: a commit costs several
+wake-ups, and what is in the journal is safe. Whoever reads has all committed first."""
+
+COMMIT_RETRY = 1.0
+"""Seconds until what was promised and could not be committed is tried again."""
 
 GROUP = 500
 """Additions after which a transaction is closed, so that a flood does not delay its first event much."""
+
+CHECKPOINT_PAGES = 4_000
+"""Pages of 4 KiB in the write-ahead log before they go into the database: hot pages are then written once for many commits."""
 
 RING_BYTES = 1 << 20
 """The newest events that are kept in memory for followers."""
@@ -104,8 +113,8 @@ class Index(Protocol):
     schema: Sequence[str]
     """Its tables, and the statements that create them and their SQL indexes."""
 
-    def apply(self, db: sqlite3.Connection, event: Event) -> None:
-        """Takes one event in. Must skip types it does not know."""
+    def apply(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
+        """Takes the events of one transaction in, in their order. Must skip types it does not know."""
 
 
 class EventLog:
@@ -118,6 +127,11 @@ class EventLog:
         self._retention = Retention(max_bytes)
         self._queue: queue.SimpleQueue[list[_Batch] | None] = queue.SimpleQueue()
         self._gathered: list[_Batch] = []
+        self._kept: list[_Batch] = []  # the writer's: promised, and refused by the database
+        self._is_last_try = False
+        self._following = 0
+        self._waiting = 0  # additions that are not committed yet
+        self._unsafe: asyncio.Future[None] | None = None  # the last of them that is not in the journal
         self._timer: asyncio.TimerHandle | None = None
         self._ring: deque[Event] = deque()
         self._ring_bytes = 0
@@ -137,9 +151,10 @@ class EventLog:
         """
         self._loop = asyncio.get_running_loop()
         try:
+            self._journal = Journal(self._path.with_suffix(".journal"))
             self._db = _connect(self._path)
             self._prepare()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, OSError) as error:
             raise LogUnavailable(f"The event log {self._path.name} cannot be opened: {error}.") from error
         self._thread = threading.Thread(target=self._write, name="log-writer", daemon=True)
         self._thread.start()
@@ -156,6 +171,7 @@ class EventLog:
             if int(meta.get(f"index {name}", 0)) != index.version:
                 self._rebuild(index)
                 db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (f"index {name}", index.version))
+        self._take_journal()
         (newest,) = db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
         self._committed = self._ring_floor = newest
         self._next = max(int(meta.get("reserved", 0)), newest) + 1
@@ -165,32 +181,53 @@ class EventLog:
         db.execute("COMMIT")
         db.execute("PRAGMA synchronous = NORMAL")
 
+    def _take_journal(self) -> None:
+        """Takes in what was promised and not committed when the server before this one was killed."""
+        (newest,) = self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+        for entry in self._journal.entries():
+            rows = msgspec.msgpack.decode(entry, type=list[_Row])
+            if rows[0][0] <= newest:
+                continue  # committed before the end, or of an earlier round
+            self._db.executemany(_INSERT, rows)
+            events = [_event((seq, at, kind, session_id, task_id, data)) for seq, at, kind, session_id, task_id, _, data in rows]
+            for index in self._indexes:
+                index.apply(self._db, events)
+            newest = rows[-1][0]
+
     def _rebuild(self, index: Index) -> None:
         for statement in (*(f"DROP TABLE IF EXISTS {name}" for name in index.tables), *index.schema):
             self._db.execute(statement)
         for row in self._db.execute(f"SELECT {_COLUMNS} FROM events ORDER BY seq"):
-            index.apply(self._db, _event(row))
+            index.apply(self._db, [_event(row)])
 
     # Append
 
     async def append(self, *drafts: Draft) -> list[Event]:
-        """Adds events in this order and returns when they are committed: synced, if one of them asks for it.
+        """Adds events in this order and returns when they, and all added before, survive our death; the machine's too, if one
+        of them asks for `sync`.
 
         Errors: LogUnavailable; then none of them was added. Cancellation: they are added all the same.
         """
-        events, committed = self._add(drafts)
-        self._send()
-        await committed
+        events, committed = self.post(*drafts) if drafts else ([], None)
+        if committed is not None and committed.done():
+            await committed  # refused: the log is closed
+        unsafe = self._unsafe
+        if unsafe is not None and not unsafe.done():
+            self._send()
+            if unsafe is committed:
+                await unsafe
+            else:
+                await asyncio.wait([unsafe])  # somebody else's: they are told how it ended
         return events
 
     def post(self, *drafts: Draft) -> "tuple[list[Event], asyncio.Future[None]]":
         """Like `append`, without waiting: gives the events, and the future of their commit, which somebody must await.
 
-        They are committed with the next appended ones, or after 10 ms. What is added later is never committed before them.
+        They are committed within GATHER. What is added later is never committed before them.
         """
         added = self._add(drafts)
         if self._timer is None:
-            self._timer = self._loop.call_later(GATHER, self._send)
+            self._timer = self._loop.call_later(GATHER if self._following else GATHER_UNSEEN, self._send)
         return added
 
     def _add(self, drafts: Sequence[Draft]) -> "tuple[list[Event], asyncio.Future[None]]":
@@ -208,7 +245,12 @@ class EventLog:
             rows.append(
                 (event.seq, now, draft.type, draft.session_id, draft.task_id, 1 if draft.type in CONTEXT else None, encoded.decode())
             )
-        self._gathered.append(_Batch(events, rows, any(draft.sync for draft in drafts), committed))
+        sync = any(draft.sync for draft in drafts)
+        is_safe = not sync and bool(rows) and self._journal.add(msgspec.msgpack.encode(rows))
+        self._gathered.append(_Batch(events, rows, sync, is_safe, committed))
+        self._waiting += 1
+        if rows and not is_safe:
+            self._unsafe = committed
         return events, committed
 
     def _send(self) -> None:
@@ -230,8 +272,12 @@ class EventLog:
             self._loop.call_soon_threadsafe(self.say, draft)
 
     async def flush(self) -> None:
-        """Returns when everything posted so far is committed, or was refused."""
-        await self.append()
+        """Returns when everything added so far is committed, so that it can be read, or was refused."""
+        if self._waiting:
+            _, committed = self._add(())
+            self._send()
+            await asyncio.wait([committed])
+            committed.exception()
 
     def _write(self) -> None:
         synced = False
@@ -245,7 +291,10 @@ class EventLog:
             except sqlite3.Error as error:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
-                self._loop.call_soon_threadsafe(self._refuse, batches, error)
+                # What is in the journal was promised; it is tried again until it is in.
+                self._kept = [batch for batch in batches if batch.is_safe]
+                refused = [batch for batch in batches if not batch.is_safe]
+                self._loop.call_soon_threadsafe(self._refuse, refused, error)
                 continue
             self._loop.call_soon_threadsafe(self._publish, batches)
             try:
@@ -254,8 +303,11 @@ class EventLog:
                 logging.getLogger(__name__).warning("old events could not be removed: %s", error)
 
     def _take(self) -> "list[_Batch] | None":
-        gathered = self._queue.get()
-        batches: list[_Batch] = []
+        batches, self._kept = self._kept, []
+        try:
+            gathered = self._queue.get(timeout=COMMIT_RETRY if batches else None)
+        except queue.Empty:
+            return batches
         while gathered is not None:
             batches += gathered
             if len(batches) >= GROUP:
@@ -264,24 +316,32 @@ class EventLog:
                 gathered = self._queue.get_nowait()
             except queue.Empty:
                 return batches
-        if batches:
+        if batches and not self._is_last_try:
+            self._is_last_try = True
             self._queue.put(None)  # what was taken before the end is committed first
-        return batches or None
+            return batches
+        return None
 
     def _commit(self, batches: "list[_Batch]") -> None:
+        events = [event for batch in batches for event in batch.events]
+        if not events:
+            return
         self._db.execute("BEGIN IMMEDIATE")
-        newest = max((batch.events[-1].seq for batch in batches if batch.events), default=0)
-        if newest >= self._reserved:
-            self._reserved = newest + SEQUENCE_BLOCK
+        if events[-1].seq >= self._reserved:
+            self._reserved = events[-1].seq + SEQUENCE_BLOCK
             self._db.execute("UPDATE meta SET value = ? WHERE name = 'reserved'", (self._reserved,))
-        for batch in batches:
-            self._db.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)", batch.rows)
-            for index in self._indexes:
-                for event in batch.events:
-                    index.apply(self._db, event)
+        self._db.executemany(_INSERT, [row for batch in batches for row in batch.rows])
+        for index in self._indexes:
+            index.apply(self._db, events)
         self._db.execute("COMMIT")
 
+    def _settle(self, batches: "list[_Batch]") -> None:
+        self._waiting -= len(batches)
+        if not self._waiting:
+            self._journal.clear()
+
     def _publish(self, batches: "list[_Batch]") -> None:
+        self._settle(batches)
         for batch in batches:
             for event in batch.events:
                 self._ring.append(event)
@@ -296,6 +356,7 @@ class EventLog:
         self._wake()
 
     def _refuse(self, batches: "list[_Batch]", error: sqlite3.Error) -> None:
+        self._settle(batches)
         for batch in batches:
             if not batch.committed.done():
                 batch.committed.set_exception(
@@ -318,6 +379,7 @@ class EventLog:
 
         Errors: LogUnavailable.
         """
+        await self.flush()  # whoever was told of something finds it
         return await self._loop.run_in_executor(self._readers, self._read, read)
 
     def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -353,6 +415,15 @@ class EventLog:
         Ends when the log is closed.
         """
         told = after
+        self._following += 1
+        try:
+            await self.flush()
+            async for event in self._follow(after, told, task_id, types):
+                yield event
+        finally:
+            self._following -= 1
+
+    async def _follow(self, after: int, told: int, task_id: str | None, types: Collection[str] | None) -> AsyncIterator[Event]:
         while True:
             changed, newest = self._changed, self._committed
             if after >= self._ring_floor:
@@ -399,6 +470,7 @@ class EventLog:
             await asyncio.sleep(0)  # the last commit's callback
             self._wake()
             self._db.close()
+            self._journal.close()
             self._readers.shutdown(wait=False)
 
     def end_follows(self) -> None:
@@ -426,8 +498,9 @@ async def tail(log: EventLog, wanted: Callable[[Event], bool], count: int) -> li
 
 class _Batch(msgspec.Struct, frozen=True):
     events: list[Event]
-    rows: list[tuple[Any, ...]]
+    rows: list["_Row"]
     sync: bool
+    is_safe: bool
     committed: "asyncio.Future[None]"
 
 
@@ -441,6 +514,9 @@ CREATE TABLE IF NOT EXISTS removed (task_id TEXT PRIMARY KEY, first INTEGER NOT 
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 """
 
+_INSERT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?)"
+_Row: TypeAlias = tuple[int, int, str, str | None, str | None, int | None, str]
+
 _COLUMNS = "seq, time, type, session_id, task_id, data"
 
 
@@ -449,6 +525,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = WAL")
     db.execute("PRAGMA synchronous = FULL")
     db.execute("PRAGMA cache_size = -1024")
+    db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     db.execute(f"PRAGMA journal_size_limit = {16 << 20}")
     return db
 

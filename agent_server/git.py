@@ -80,13 +80,14 @@ class GitTimedOut(AgentServerError, TimeoutError):
 class Running:
     """One git process: what it says, and how it ends."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", complaints: IO[bytes]) -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", complaints: IO[bytes], folder: Path) -> None:
         if process.stdin is None or process.stdout is None:
             raise ValueError("The process was started without the pipes it was asked for")
         self._process = process
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._complaints = complaints
+        self._folder = os.fsencode(folder)
         self._is_stopped = False
         self._is_late = False
 
@@ -113,8 +114,9 @@ class Running:
         return self._stdout.read(ANSWER_BYTES)
 
     def complaints(self) -> bytes:
+        """What it said of its troubles; without the repository's path, which is no client's business."""
         self._complaints.seek(0)
-        return self._complaints.read(COMPLAINT_BYTES)
+        return self._complaints.read(COMPLAINT_BYTES).replace(self._folder, b"the shadow repository")
 
     def lower_priority(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -195,7 +197,7 @@ class Git:
     def start(self, *arguments: str, index: str = "index") -> Iterator[Running]:
         """Starts one git process and sees to its end: killed when the block raises, checked when it does not."""
         with tempfile.TemporaryFile(dir=self.folder) as complaints:
-            running = Running(self._popen(arguments, index, complaints), complaints)
+            running = Running(self._popen(arguments, index, complaints), complaints, self.folder)
             watchdog = threading.Timer(self._seconds, running.give_up)
             watchdog.daemon = True
             watchdog.start()

@@ -3,26 +3,33 @@
 import hashlib
 import hmac
 import ipaddress
+import logging
+import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_server.datadir import matches
-from agent_server.errors import AgentServerError, Forbidden, PayloadTooLarge, Unauthorized
+from agent_server.errors import AgentServerError, Forbidden, InvalidRequest, PayloadTooLarge, Unauthorized
 from agent_server.http import failure
 from agent_server.ids import new_id
 from agent_server.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 COOKIE = "agent_server_session"
 
 COOKIE_SECONDS = 12 * 3600
 """How long a login holds."""
+
+REFUSALS_SECONDS = 60
+"""Seconds between two log lines on requests without a valid token."""
 
 EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, Retry-After"
 PREFLIGHT = {
@@ -43,12 +50,14 @@ class Guard:
         self._settings = settings
         self._digest = digest
         self._public = frozenset(public)
+        self._noted = -math.inf
+        self._refused = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
         given = headers.get("x-request-id", "")
         scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id("req")
         scope["is_authenticated"] = self._settings.auth == "none" or self._has_credentials(headers)
@@ -58,10 +67,10 @@ class Guard:
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                answer["X-Request-Id"] = scope["request_id"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", scope["request_id"].encode())]
                 if is_shared:
-                    answer.update({"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"})
+                    shared = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"}
+                    MutableHeaders(scope=message).update(shared)
             await send(message)
 
         try:
@@ -78,18 +87,22 @@ class Guard:
             else:
                 await failure(Request(scope), error)(scope, receive, tell)
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
+        if "host" not in headers and scope.get("http_version") == "1.1":
+            raise InvalidRequest("HTTP/1.1 requests need a Host header.", path="Host")  # RFC 9112, 3.2
         if self._settings.auth == "none" and not self._is_own_host(scope, headers.get("host", "")):
             raise Forbidden("Without authentication only requests to this machine's own names are served; add the name to ALLOWED_HOSTS.")
         if (origin := headers.get("origin")) is not None and not self._is_allowed_origin(origin, headers.get("host", "")):
             raise Forbidden("Requests from pages of other origins are refused; add the origin to ALLOWED_ORIGINS.")
-        if not scope["is_authenticated"] and (scope.get("method"), scope["path"]) not in self._public:
+        method = "GET" if scope.get("method") == "HEAD" else scope.get("method")
+        if not scope["is_authenticated"] and (method, scope["path"]) not in self._public:
+            self._note(scope)
             raise Unauthorized("Send the server's token as `Authorization: Bearer …` or `X-API-Key: …`.")
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > self._settings.max_body:
             raise _too_large(self._settings.max_body)
 
-    def _has_credentials(self, headers: Headers) -> bool:
+    def _has_credentials(self, headers: Mapping[str, str]) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and matches(token.strip(), self._digest):
             return True
@@ -103,7 +116,7 @@ class Guard:
             name == "localhost"
             or name.endswith(".localhost")
             or name in self._settings.allowed_hosts
-            or host in self._settings.allowed_hosts
+            or host.lower() in self._settings.allowed_hosts
         ):
             return True
         try:
@@ -114,7 +127,19 @@ class Guard:
         return address.is_loopback or server.removeprefix("::ffff:") == str(address)
 
     def _is_allowed_origin(self, origin: str, host: str) -> bool:
-        return origin in self._settings.allowed_origins or origin.partition("://")[2] == host
+        return origin in self._settings.allowed_origins or (host != "" and origin.partition("://")[2] == host)
+
+    def _note(self, scope: Scope) -> None:
+        """Logs a refusal, and others of the next minute only by their number: whoever reaches the port can cause them."""
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._noted >= REFUSALS_SECONDS:
+            client = (scope.get("client") or ("?",))[0]
+            logger.warning(
+                "refused without a valid token: %s %r from %s (%d since the last such line)",
+                *(scope.get("method"), scope["path"][:100], client, self._refused),
+            )
+            self._noted, self._refused = now, 0
 
 
 class _Limited:

@@ -1,21 +1,21 @@
 """What every route shares: typed bodies and queries, JSON replies, the error envelope."""
 
-import re
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from agent_server.errors import AgentServerError, InvalidRequest
+from agent_server.errors import AgentServerError
 from agent_server.redaction import Secrets
+from agent_server.validation import parse_body, parse_query
 
-T = TypeVar("T", bound=msgspec.Struct)
+logger = logging.getLogger(__name__)
 
 IGNORED_NAMES = 20
 """Unknown fields that X-Ignored-Fields names at the most."""
@@ -27,7 +27,8 @@ class Endpoint(msgspec.Struct, frozen=True):
     """One route: how it is reached, and the types that validate what comes and describe what goes.
 
     `body` and `query` are validated before the handler sees them; `replies` gives for each status the type of the JSON
-    body, or the media type of another one; `errors` are the statuses of the error envelope, besides those all have.
+    body, or the media type of another one, or both where the client chooses ("" is no body); `errors` are the statuses
+    of the error envelope, besides those all have.
     """
 
     method: str
@@ -36,7 +37,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str
     body: type[msgspec.Struct] | None = None
     query: type[msgspec.Struct] | None = None
-    replies: Mapping[int, type[msgspec.Struct] | str] = msgspec.field(default_factory=dict)
+    replies: Mapping[int, type[msgspec.Struct] | str | tuple[type[msgspec.Struct], str]] = msgspec.field(default_factory=dict)
     errors: Sequence[int] = ()
     is_public: bool = False
 
@@ -45,19 +46,32 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, as an ASGI application."""
-        response = await self._answer(Request(scope, receive, send))
+        request = Request(scope, receive, send)
+        try:
+            response = await self._answer(request)
+        except (AgentServerError, HTTPException):
+            raise  # on_error says what they are
+        except ClientDisconnect:
+            return
+        except Exception:  # the border: a route's fault is told to the log, and to the client only by its request id
+            logger.exception("%s %s failed, request %s", self.method, self.path, scope["request_id"])
+            response = failure(
+                request, AgentServerError("The server failed on this request; its log has the details under the request id.")
+            )
+        if scope["method"] == "HEAD" and hasattr(response, "body_iterator"):  # a stream, whose end nobody would see
+            response = Response(status_code=response.status_code, headers=response.headers)
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
         given: list[Any] = []
         ignored: list[str] = []
         if self.query is not None:
-            fields, unknown = _rename(dict(request.query_params), self.query)
-            given.append(_convert(fields, self.query, strict=False))
+            value, unknown = parse_query(dict(request.query_params), self.query)
+            given.append(value)
             ignored += unknown
         if self.body is not None:
-            fields, unknown = _rename(_decode(await request.body()), self.body)
-            given.append(_convert(fields, self.body, strict=True))
+            value, unknown = parse_body(await request.body(), self.body)
+            given.append(value)
             ignored += unknown
         response = await self.handler(request, *given)
         if ignored:
@@ -87,9 +101,14 @@ def reply(request: Request, value: Any, status: int = 200, headers: Mapping[str,
 
 def failure(request: Request, error: AgentServerError) -> Response:
     """Gives the error envelope."""
-    body = ErrorReply(ErrorDetail(error.code, error.message, error.details, request.scope.get("request_id", "")))
-    headers = {"Retry-After": str(round(error.retry_after))} if error.retry_after is not None else None
-    return reply(request, body, error.status, headers)
+    headers = {"Retry-After": str(round(error.retry_after))} if error.retry_after is not None else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return reply(request, envelope(error, request.scope.get("request_id", "")), error.status, headers)
+
+
+def envelope(error: AgentServerError, request_id: str) -> ErrorReply:
+    return ErrorReply(ErrorDetail(error.code, error.message, error.details, request_id))
 
 
 async def on_error(request: Request, error: Exception) -> Response:
@@ -101,7 +120,11 @@ async def on_error(request: Request, error: Exception) -> Response:
         response.status_code = error.status_code
         response.headers.update(error.headers or {})
         return response
-    return failure(request, AgentServerError("The server failed on this request; its log has the details under the request id."))
+    return failure(request, _fault())
+
+
+def _fault() -> AgentServerError:
+    return AgentServerError("The server failed on this request; its log has the details under the request id.")
 
 
 def _of_http(request: Request, error: HTTPException) -> AgentServerError:
@@ -113,45 +136,5 @@ def _of_http(request: Request, error: HTTPException) -> AgentServerError:
     return AgentServerError(messages.get(error.status_code, error.detail), code=code)
 
 
-def _decode(body: bytes) -> Any:
-    if not body.strip():
-        return {}
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", path="$") from error
-
-
-def _rename(given: Any, kind: type[msgspec.Struct]) -> tuple[dict[str, Any], list[str]]:
-    """Gives the known fields by their own names, whichever spelling came, and the names of the unknown ones."""
-    if not isinstance(given, dict):
-        raise InvalidRequest("The body must be a JSON object.", path="$")
-    names = _spellings(kind)
-    known: dict[str, Any] = {}
-    for name, value in given.items():
-        if name in names and (name == names[name] or names[name] not in given):
-            known[names[name]] = value
-    return known, [name for name in given if name not in names]
-
-
-@cache
-def _spellings(kind: type[msgspec.Struct]) -> dict[str, str]:
-    own = [member.encode_name for member in msgspec.structs.fields(kind)]
-    other = {re.sub("[A-Z]", lambda m: "_" + m[0].lower(), name): name for name in own}
-    camel = {re.sub("_([a-z])", lambda m: m[1].upper(), name): name for name in own}
-    return {**other, **camel, **{name: name for name in own}}
-
-
-def _convert(fields: dict[str, Any], kind: type[T], *, strict: bool) -> T:
-    try:
-        return msgspec.convert(fields, kind, strict=strict)
-    except msgspec.ValidationError as error:
-        text, _, place = str(error).partition(" - at `$.")
-        path = place.rstrip("`")
-        if not path and (missing := re.search("field `(.+)`", text)):
-            path = missing[1]
-        raise InvalidRequest(f"{path or 'The body'}: {text}.", path=path or "$") from error
-
-
 def _printable(name: str) -> str:
-    return "".join(c if c.isascii() and (c.isalnum() or c in "_-.") else "?" for c in name[:64])
+    return "".join(c if c.isascii() and (c.isalnum() or c in "_-.[]") else "?" for c in name[:64])

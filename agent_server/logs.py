@@ -14,7 +14,9 @@ def to_stderr(settings: Settings, secrets: Secrets) -> None:
     """Sends every logger's lines to standard error, in the form of LOG_FORMAT, from LOG_LEVEL on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Masked(_Json() if settings.log_format == "json" else _Console(), secrets))
-    logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    handler.setLevel(settings.log_level)
+    level = min(logging.INFO, handler.level)  # the event log has its own, from INFO on
+    logging.basicConfig(level=level, handlers=[handler], force=True)
     # What a library says of each request is noise, and may hold addresses with credentials.
     for name in ("httpx", "httpcore", "sse_starlette", "asyncio"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -29,22 +29,19 @@ async def work(run: Run) -> str:
     """
     conversation = run.conversation
     steps = run.task.steps
-    if conversation.steps > steps and not conversation.open_calls and not conversation.is_answered:
-        steps += 1  # a crash came between the last call's end and the step's
-        run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}))
     specs = [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
     while True:
-        if not conversation.open_calls and not conversation.is_answered:
-            if run.is_draining():
-                raise Paused
-            _check_limits(run, steps)
-            run.post(run.draft("step.started", {"step": steps + 1}))
-            await _Ask(run).ask(specs)
         await run_calls(run)
-        steps += 1
-        run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}))
+        if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
+            steps += 1
+            run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}))
         if conversation.is_answered:
             return conversation.messages[-1].text
+        if run.is_draining():
+            raise Paused
+        _check_limits(run, steps)
+        run.post(run.draft("step.started", {"step": steps + 1}))
+        await _Ask(run).ask(specs)
 
 
 def _check_limits(run: Run, steps: int) -> None:

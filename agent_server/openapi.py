@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_server import __version__
+from agent_server.guard import COOKIE
 from agent_server.http import Endpoint, ErrorReply, reply
 
 _REASONS = {
@@ -33,7 +34,8 @@ _REASONS = {
 
 def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     """Gives the document of these routes."""
-    kinds = {kind for e in endpoints for kind in (e.body, e.query, *e.replies.values()) if kind is not None and not isinstance(kind, str)}
+    named = [kind for e in endpoints for kind in (e.body, e.query, *(one for answer in e.replies.values() for one in _each(answer)))]
+    kinds = {kind for kind in named if kind is not None and not isinstance(kind, str)}
     ordered = [*sorted(kinds, key=lambda kind: kind.__name__), ErrorReply]
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     by_kind = dict(zip(ordered, schemas, strict=True))
@@ -49,9 +51,10 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "cookie": {"type": "apiKey", "in": "cookie", "name": COOKIE},
             },
         },
-        "security": [{"bearer": []}, {"key": []}],
+        "security": [{"bearer": []}, {"key": []}, {"cookie": []}],
     }
 
 
@@ -70,9 +73,10 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
-        operation["requestBody"] = {"content": {"application/json": {"schema": schemas[endpoint.body]}}}
+        is_required = bool(components[endpoint.body.__name__].get("required"))
+        operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": schemas[endpoint.body]}}}
     operation["responses"] = {str(status): _response(status, kind, schemas) for status, kind in endpoint.replies.items()}
-    public = (400, 405, 413, 500) if endpoint.is_public else (400, 401, 403, 405, 413, 500)
+    public = (400, 403, 405, 413, 500) if endpoint.is_public else (400, 401, 403, 405, 413, 500)
     for status in sorted({*public, *endpoint.errors} - set(endpoint.replies)):
         operation["responses"][str(status)] = _response(status, ErrorReply, schemas)
     if endpoint.is_public:
@@ -80,11 +84,30 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
     return operation
 
 
-def _response(status: int, kind: Any, schemas: Mapping[Any, Any]) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": _REASONS[status]}
-    if isinstance(kind, str):
-        return {**described, "content": {kind: {"schema": {"type": "string"}}}} if kind else described
-    return {**described, "content": {"application/json": {"schema": schemas[kind]}}}
+def _response(status: int, answer: Any, schemas: Mapping[Any, Any]) -> dict[str, Any]:
+    content = {}
+    for kind in _each(answer):
+        if isinstance(kind, str):
+            content[kind] = {"schema": {"type": "string"}}
+        else:
+            content["application/json"] = {"schema": schemas[kind]}
+    described: dict[str, Any] = {"description": _REASONS[status], "headers": _headers(status)}
+    return {**described, "content": content} if content else described
+
+
+def _each(answer: Any) -> tuple[Any, ...]:
+    return answer if isinstance(answer, tuple) else (answer,) if answer else ()
+
+
+def _headers(status: int) -> dict[str, Any]:
+    named = {"X-Request-Id": "as the client gave it, or made for it", "X-Ignored-Fields": "the request's fields that are not known"}
+    if status in (429, 503):
+        named["Retry-After"] = "seconds"
+    if status == 405:
+        named["Allow"] = "the methods there are"
+    if status == 401:
+        named["WWW-Authenticate"] = "Bearer"
+    return {name: {"description": text, "schema": {"type": "string"}} for name, text in named.items()}
 
 
 class Document(msgspec.Struct, frozen=True):

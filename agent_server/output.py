@@ -33,6 +33,7 @@ class Excerpt:
 
     def __init__(self, limit: int) -> None:
         self._half = limit // 2
+        self._rest = limit - self._half
         self.total = 0
         self._head = bytearray()
         self._tail: deque[bytes] = deque()
@@ -45,9 +46,9 @@ class Excerpt:
             self._head += data[:room]
             data = data[room:]
         if data:
-            self._tail.append(data[-self._half :])
+            self._tail.append(data[-self._rest :])
             self._tail_size += len(self._tail[-1])
-            while self._tail_size - len(self._tail[0]) >= self._half:
+            while self._tail_size - len(self._tail[0]) >= self._rest:
                 self._tail_size -= len(self._tail.popleft())
 
     @property
@@ -62,24 +63,29 @@ class Excerpt:
         """Gives the text, with a line that says how much is left out of the middle."""
         if not self.is_cut:
             return self.whole().decode("utf-8", "replace")
-        tail = b"".join(self._tail)[-self._half :]
+        tail = b"".join(self._tail)[-self._rest :]
         start = next((i for i in range(min(4, len(tail))) if tail[i] & 0xC0 != 0x80), 0)
-        head = codecs.getincrementaldecoder("utf-8")("replace").decode(bytes(self._head))
-        left_out = self.total - len(self._head) - len(tail) + start
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        head = decoder.decode(bytes(self._head))
+        left_out = self.total - len(self._head) - len(tail) + start + len(decoder.getstate()[0])
         return f"{head}\n[... {left_out} bytes left out ...]\n{tail[start:].decode('utf-8', 'replace')}"
 
 
 class Spool:
     """A file for the whole of an output, written by worker threads."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
         self._pending: list[bytes] = []
         self._size = 0
         self._written = 0
         self._flush: asyncio.Task[None] | None = None
         self._file: BinaryIO | None = None
         self.error: OSError | None = None
+
+    @property
+    def path(self) -> Path:
+        return self._folder / f"{self._name}.txt"
 
     @property
     def is_full(self) -> bool:
@@ -110,11 +116,13 @@ class Spool:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("wb", buffering=0)
-        self._file.write(b"".join(batch))
+        data = memoryview(b"".join(batch))
+        while data:  # a disk that is nearly full takes a part, and only then says so
+            data = data[self._file.write(data) :]
 
     async def close(self) -> None:
         if self._flush is not None:
-            await self._flush
+            await asyncio.wait([self._flush])  # cancelled, it leaves the writing alone
         if self._file is not None:
             self._file.close()
 
@@ -229,7 +237,9 @@ class OutputEvents:
         """Gives the rest, and what was skipped last."""
         for stream, decoder in self._decoders.items():
             if text := decoder.decode(b"", final=True):
-                self._stream = stream
+                if stream != self._stream:
+                    self._coalescer.flush()
+                    self._stream = stream
                 self._coalescer.add(text)
         self._coalescer.flush()
         if self._skipped:

@@ -27,19 +27,28 @@ class Secrets:
         self.add(values)
 
     def add(self, values: Iterable[str]) -> None:
-        """Masks these values too from here on. Values under 8 bytes are left alone."""
-        fresh = {value for text in values if len(value := text.encode("utf-8", "surrogateescape")) >= SHORTEST} - self._known
+        """Masks these values too from here on. Values under 8 bytes are left alone, and so is what is a part of the mask."""
+        encoded = {text.encode("utf-8", "surrogateescape") for text in values}
+        fresh = {value for value in encoded if len(value) >= SHORTEST and value not in _MASK} - self._known
         if fresh:
             self._known |= fresh
-            # Longest first: a secret that contains another is masked whole.
-            self._values = sorted(self._known, key=len, reverse=True)
+            self._values = [*self._values, *sorted(fresh)]
             self._encoded = [msgspec.json.encode(value.decode("utf-8", "replace"))[1:-1] for value in self._values]
 
     def mask_bytes(self, data: bytes) -> bytes:
+        """Gives the bytes with every secret masked; secrets that overlap become one mask. The same object where there is none."""
+        found = self.find(data)
+        return _replace(data, found, 0, 0)[0] if found else data
+
+    def find(self, data: bytes) -> list[tuple[int, int]]:
+        """Gives where secrets stand: begin and end of each, in order, those that overlap as one."""
+        places: list[tuple[int, int]] = []
         for value in self._values:
-            if value in data:
-                data = data.replace(value, _MASK)
-        return data
+            at = data.find(value)
+            while at >= 0:
+                places.append((at, at + len(value)))
+                at = data.find(value, at + 1)
+        return _united(places) if len(places) > 1 else places
 
     def mask(self, text: str) -> str:
         """Gives the text with every secret masked."""
@@ -48,8 +57,15 @@ class Secrets:
         return text if masked is data else masked.decode("utf-8", "surrogatepass")
 
     def encode(self, value: Any) -> tuple[bytes, Any]:
-        """Gives a JSON value as bytes and as builtins, every string in it masked, keys too."""
-        encoded = msgspec.json.encode(value)
+        """Gives a JSON value as bytes and as builtins, every string in it masked, keys too. Numbers are left alone.
+
+        Strings that are not Unicode, as of a file's name, come out with replacement characters.
+        """
+        try:
+            encoded = msgspec.json.encode(value)
+        except UnicodeEncodeError:
+            value = _in_unicode(msgspec.to_builtins(value))
+            encoded = msgspec.json.encode(value)
         # A secret stands in the bytes as JSON writes it. Only where one does is the value walked through.
         if not any(form in encoded for form in self._encoded):
             return encoded, value
@@ -85,12 +101,14 @@ class MaskedStream:
 
     It holds back only an end that is the beginning of a secret. Whoever feeds it calls `release` when that has waited
     long enough (200 ms): the held bytes are given out, and if the next ones complete the secret, those are masked.
+    However the output is cut into pieces, without `release` it comes out as `mask_bytes` gives the whole.
     """
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
-        self._buffer = b""
-        self._given = 0  # how many bytes at the beginning of the buffer were released already
+        self._buffer = b""  # what may be the beginning of a secret
+        self._masked = 0  # how many bytes of it are part of a secret whose mask was given out already
+        self._given = 0  # how many bytes of it are dealt with: those, and what was released
 
     @property
     def is_holding(self) -> bool:
@@ -98,20 +116,60 @@ class MaskedStream:
 
     def feed(self, data: bytes) -> bytes:
         """Takes the next bytes and gives those that are certain, masked."""
-        buffer = self._buffer + data
-        masked = self._secrets.mask_bytes(buffer)
-        # What was released stays out; where a secret began in it, the rest of the secret becomes the mask.
-        skip = next((i for i in range(self._given) if masked[i] != buffer[i]), self._given)
-        certain = len(masked) - self._secrets.held(masked)
-        self._buffer, self._given = masked[certain:], max(0, skip - certain)
-        return masked[skip:certain]
+        buffer = self._buffer + data if self._buffer else data
+        found = self._secrets.find(buffer)
+        kept = len(buffer) - self._secrets.held(buffer)
+        if not found and not self._given:
+            self._buffer = buffer[kept:]
+            return buffer[:kept]
+        # A secret that is complete is masked at once, also where another may begin in it or with it.
+        certain = next((end for begin, end in found if begin <= kept < end), kept)
+        out, masked = _replace(buffer[:certain], [place for place in found if place[1] <= certain], self._masked, self._given)
+        self._buffer = buffer[kept:]
+        self._masked, self._given = max(0, masked - kept), max(certain, self._given) - kept
+        return out
 
     def release(self) -> bytes:
         """Gives what is held back, and remembers it as the possible beginning of a secret."""
-        data, self._given = self._buffer[self._given :], len(self._buffer)
-        return data
+        out, self._masked = _replace(self._buffer, self._secrets.find(self._buffer), self._masked, self._given)
+        self._given = len(self._buffer)
+        return out
 
     def end(self) -> bytes:
-        """Gives the rest: no more will come, so it is no secret."""
-        data, self._buffer, self._given = self._buffer[self._given :], b"", 0
-        return data
+        """Gives the rest: no more will come, so it is the beginning of no secret."""
+        out = self.release()
+        self._buffer, self._masked, self._given = b"", 0, 0
+        return out
+
+
+def _united(places: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    united: list[tuple[int, int]] = []
+    for begin, end in sorted(places):
+        if united and begin < united[-1][1]:
+            united[-1] = (united[-1][0], max(united[-1][1], end))
+        else:
+            united.append((begin, end))
+    return united
+
+
+def _replace(data: bytes, found: list[tuple[int, int]], masked: int, given: int) -> tuple[bytes, int]:
+    """Gives `data` from `given` on with what was found masked, and where the last mask ends.
+
+    What begins before `masked` goes on with a mask that was given out already, unless something was released since.
+    """
+    parts: list[bytes] = []
+    at = given
+    for begin, end in found:
+        parts.append(data[at:begin])
+        if end > at and (begin >= masked or at > masked):
+            parts.append(_MASK)
+        at, masked = max(at, end), max(masked, end)
+    return b"".join((*parts, data[at:])), masked
+
+
+def _in_unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, dict):
+        return {_in_unicode(name): _in_unicode(inner) for name, inner in value.items()}
+    return [_in_unicode(item) for item in value] if isinstance(value, list) else value

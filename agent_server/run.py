@@ -71,7 +71,8 @@ class Run(msgspec.Struct):
         """
         events = self.post(*drafts)
         posted, self._posted = self._posted, []
-        await self.around.log.flush()
+        await self.around.log.append()
         for committed in posted:
-            committed.result()
+            if committed.done():  # what is not is safe in the journal
+                committed.result()
         return events

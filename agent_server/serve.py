@@ -7,16 +7,20 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 
 import uvicorn
+from starlette.applications import Starlette
 
 from agent_server import __version__, proctree
 from agent_server.app import create_app
 from agent_server.datadir import DataDirectory
 from agent_server.errors import SettingsError
+from agent_server.events import LogUnavailable
 from agent_server.logs import to_stderr
+from agent_server.protocol import Protocol
 from agent_server.redaction import Secrets
 from agent_server.server import Server
 from agent_server.settings import Settings, load
@@ -34,12 +38,17 @@ CLOSE_SECONDS = 5
 def main() -> int:
     """Runs the server until a signal. Gives the exit code: 0 after a clean stop, 2 when it cannot start."""
     try:
-        settings = load()
-        data = DataDirectory(settings)
-        listener = listen(settings)
+        return _serve(load())
     except SettingsError as error:
         print(f"agent-server: {error}", file=sys.stderr)
-        return 2
+    except LogUnavailable as error:
+        print(f"agent-server: {error} It is in DATA_DIR; move it away to begin a new one.", file=sys.stderr)
+    return 2
+
+
+def _serve(settings: Settings) -> int:
+    data = DataDirectory(settings)
+    listener = listen(settings)
     proctree.protect_self()
     secrets = Secrets(settings.credentials())
     digest, token = data.token(settings) if settings.auth == "token" else (bytes(32), None)
@@ -48,13 +57,14 @@ def main() -> int:
     to_stderr(settings, secrets)
     app = create_app(settings, data, secrets, digest)
     port = listener.getsockname()[1]
-    _greet(settings, port, token)
+    if token is not None:
+        _show(token, port)
     config = uvicorn.Config(
         app,
         loop="asyncio",
-        http="h11",
+        http=Protocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",  # _Uvicorn's own
         log_config=None,
         access_log=False,
         server_header=False,
@@ -63,9 +73,10 @@ def main() -> int:
         timeout_graceful_shutdown=CLOSE_SECONDS,
         backlog=BACKLOG,
     )
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # Its warnings are of requests that are no HTTP: whoever reaches the port can send them.
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)
     gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
-    _Uvicorn(config, app.state.server).run(sockets=[listener])
+    _Uvicorn(config, app, partial(_greet, settings, port)).run(sockets=[listener])
     data.close()
     return 0
 
@@ -86,35 +97,50 @@ def listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
-        raise SettingsError(
-            f"HOST {settings.host} with PORT {settings.port} cannot be listened on: {error.strerror}. Choose another."
-        ) from error
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        raise SettingsError(f"HOST {settings.host} with PORT {settings.port} cannot be listened on: {reason}. Choose another.") from error
 
 
-def _greet(settings: Settings, port: int, token: str | None) -> None:
+def _show(token: str, port: int) -> None:
+    """Prints the token that was made: on the terminal alone, this once. Only its hash is kept."""
+    print(
+        f"\nThis server's token, made now and shown once:\n\n    {token}\n\nTry it:\n\n"
+        f"    curl -H 'Authorization: Bearer {token}' http://localhost:{port}/status\n",
+        file=sys.stderr,
+    )
+
+
+def _greet(settings: Settings, port: int) -> None:
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     logger.info("agent-server %s on http://%s:%d, agent %s, workspace %s", __version__, host, port, settings.agent_type, settings.workspace)
     if settings.auth == "none":
         logger.warning("AGENT_SERVER_AUTH=none: whoever reaches this port under one of this machine's names may run commands on it")
-    if token is not None:
-        # On the terminal alone, this once: only its hash is kept.
-        print(
-            f"\nThis server's token, made now and shown once:\n\n    {token}\n\nTry it:\n\n"
-            f"    curl -H 'Authorization: Bearer {token}' http://localhost:{port}/status\n",
-            file=sys.stderr,
-        )
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn, with our stop: the first signal drains while requests are still answered, a second one ends at once."""
+    """uvicorn, with our stop: the first signal drains while requests are still answered, a second one ends at once.
 
-    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+    The application's lifespan is around it, so that what fails in there ends the process, at the start and later.
+    """
+
+    def __init__(self, config: uvicorn.Config, app: Starlette, greet: Callable[[], None]) -> None:
         super().__init__(config)
-        self._server = server
+        self._app = app
+        self._greet = greet
+        self._server: Server = app.state.server
         self._drain: asyncio.Task[None] | None = None
 
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        with self._signals():
+            async with self._app.router.lifespan_context(self._app):
+                self._greet()
+                await super().serve(sockets)
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # a generator's, there
+        return contextlib.nullcontext()
+
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def _signals(self) -> Iterator[None]:
         # Not uvicorn's own: it raises the signal again at the end, so that a clean stop looks like a kill.
         before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGTERM, signal.SIGINT)}
         self._loop = asyncio.get_running_loop()

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -79,10 +80,14 @@ class _Lane(msgspec.Struct):
 class _Active(msgspec.Struct):
     """A task that is being worked on. `ended` is set when the worker has let go of it."""
 
-    work: "asyncio.Task[str]"
+    work: "asyncio.Task[None] | None" = None
     run: Run | None = None
     is_cancelled: bool = False
     ended: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+
+    def stop(self) -> None:
+        if self.work is not None:
+            self.work.cancel()
 
 
 class Sessions:
@@ -96,7 +101,7 @@ class Sessions:
         self._slots = asyncio.Semaphore(max_concurrent)
         self._lanes: dict[str, _Lane] = {}
         self._active: dict[str, _Active] = {}
-        self._keys: dict[str, asyncio.Lock] = {}
+        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each lives as long as a request has it
         self._group: asyncio.TaskGroup | None = None
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -113,6 +118,10 @@ class Sessions:
 
     # What clients ask for
 
+    async def ready(self) -> None:
+        """Returns when the tasks of before the start are queued again; what a killed server left running is ended by then."""
+        await self._ready.wait()
+
     async def submit(
         self, submission: Submission, session_id: str | None = None, *, key: str | None = None, request_hash: str | None = None
     ) -> str:
@@ -124,24 +133,20 @@ class Sessions:
         if key is None:
             return await self._create(submission, session_id or MAIN_SESSION, {})
         lock = self._keys.setdefault(key, asyncio.Lock())  # one creation for each key at a time
-        try:
-            async with lock:
-                known = await tasks.find_by_key(self._log, key)
-                if known is None:
-                    return await self._create(submission, session_id or MAIN_SESSION, {"idempotencyKey": key, "requestHash": request_hash})
-                if known.request_hash != request_hash:
-                    raise Unprocessable(
-                        "This Idempotency-Key was used with another body; use a new key for a new request.",
-                        code="IDEMPOTENCY_MISMATCH",
-                        details={"taskId": known.task_id},
-                    )
-                return known.task_id
-        finally:
-            if not lock.locked():
-                self._keys.pop(key, None)
+        async with lock:
+            known = await tasks.find_by_key(self._log, key)
+            if known is None:
+                return await self._create(submission, session_id or MAIN_SESSION, {"idempotencyKey": key, "requestHash": request_hash})
+            if known.request_hash != request_hash:
+                raise Unprocessable(
+                    "This Idempotency-Key was used with another body; use a new key for a new request.",
+                    code="IDEMPOTENCY_MISMATCH",
+                    details={"taskId": known.task_id},
+                )
+            return known.task_id
 
     async def _create(self, submission: Submission, session_id: str, more: Mapping[str, Any]) -> str:
-        await self._ready.wait()  # some ms after the start: what a killed server left running is ended first
+        await self.ready()
         if self.is_draining:
             raise Draining("The server is stopping; send the request again in a few seconds.")
         if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
@@ -169,6 +174,7 @@ class Sessions:
 
         Errors: NotFound.
         """
+        await self.ready()
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return task
@@ -176,7 +182,7 @@ class Sessions:
         active = self._active.get(task_id)
         if active is not None:
             active.is_cancelled = True
-            active.work.cancel()
+            active.stop()
             await active.ended.wait()
         elif lane is not None and task_id in lane.waiting:
             lane.waiting.remove(task_id)
@@ -188,13 +194,13 @@ class Sessions:
         self.is_draining = True
         for active in self._active.values():
             if active.run is not None and active.run.is_asking:
-                active.work.cancel()  # a model call is made again; waiting for it saves nothing
+                active.stop()  # a model call is made again; waiting for it saves nothing
         if self._active:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await asyncio.gather(*(active.ended.wait() for active in self._active.values()))
         for active in self._active.values():
-            active.work.cancel()
+            active.stop()
         self._stop.set()
 
     @property
@@ -205,7 +211,8 @@ class Sessions:
     # The workers
 
     def _enqueue(self, session_id: str, task_id: str) -> None:
-        assert self._group is not None  # noqa: S101  # callers check
+        if self._group is None or self.is_draining:
+            return  # it goes on at the next start
         lane = self._lanes.setdefault(session_id, _Lane())
         lane.waiting.append(task_id)
         if lane.worker is None:
@@ -222,30 +229,40 @@ class Sessions:
 
     async def _process(self, task_id: str) -> None:
         """Works on a task until it has ended in the log, or the server stops."""
-        while True:
-            active = self._active[task_id] = _Active(asyncio.create_task(self._attempt(task_id), name=task_id))
-            try:
-                await self._settle(task_id, active)
-                return
-            except LogUnavailable as error:
-                logger.error("%s cannot go on: %s", task_id, error)
+        active = self._active[task_id] = _Active()
+        try:
+            while not await self._try(task_id, active):
+                await asyncio.sleep(LOG_RETRY)
                 if self.is_draining:
                     return
+        finally:
+            active.ended.set()
+            del self._active[task_id]
+
+    async def _try(self, task_id: str, active: _Active) -> bool:
+        """Works on a task, and tells whether the log could be written."""
+        try:
+            active.work = asyncio.create_task(self._attempt(task_id, active), name=task_id)
+            if active.is_cancelled:
+                active.work.cancel()
+            try:
+                await self._settle(task_id, active, active.work)
+            except LogUnavailable:
+                raise
             except Exception as error:  # the border: one session's fault must not end the others
                 logger.exception("%s could not be settled", task_id)
                 task = await tasks.find(self._log, task_id)
                 await self._log.append(_failed(task, *_failure(task, error)))
-                return
-            finally:
-                active.ended.set()
-                del self._active[task_id]
-            await asyncio.sleep(LOG_RETRY)
+        except LogUnavailable as error:
+            logger.error("%s cannot go on: %s", task_id, error)
+            return False
+        return True
 
-    async def _settle(self, task_id: str, active: _Active) -> None:
+    async def _settle(self, task_id: str, active: _Active, work: "asyncio.Task[None]") -> None:
         """Waits for the work on a task and writes down how it failed, if it did."""
-        await asyncio.wait([active.work])
+        await asyncio.wait([work])
         await self._log.flush()  # what the work has posted is to be read below
-        error = _outcome(active)
+        error = asyncio.CancelledError() if work.cancelled() else work.exception()
         if error is None or isinstance(error, Paused):
             return
         if isinstance(error, LogUnavailable):
@@ -263,8 +280,10 @@ class Sessions:
         drafts = [Draft("tool.finished", end, task.session_id, task_id) for end in ends]
         await self._log.append(*drafts, _failed(task, failure, phase, changes))
 
-    async def _attempt(self, task_id: str) -> str:
+    async def _attempt(self, task_id: str, active: _Active) -> None:
         task = await tasks.find(self._log, task_id)
+        if task.ended is not None:
+            return  # all but the news of its end was written when the log broke off
         if task.started is None:
             await self._log.append(*await self._first(task), Draft("task.started", {}, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
@@ -275,14 +294,13 @@ class Sessions:
                 await self._checkpoints.begin(task)
                 run = self._prepare(task, await conversation.load(self._log, task.session_id))
                 run.begun = await self._begun(task) if task.started is not None else set()
-                self._active[task_id].run = run
+                active.run = run
                 response = await work(run)
         except TimeoutError:
             if not deadline.expired():
                 raise
             raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
         await finish(self._complete(run, response))
-        return response
 
     async def _first(self, task: Task) -> list[Draft]:
         """The event that begins a session, when this is its first task."""
@@ -339,7 +357,7 @@ class Sessions:
 
     async def _complete(self, run: Run, response: str) -> None:
         changes = await self._checkpoints.end(run.task)
-        await run.append()  # the index has the last step then
+        await run.append()
         task = await tasks.find(self._log, run.task.task_id)
         data = {
             "response": response,
@@ -347,7 +365,7 @@ class Sessions:
             "tokensUsed": task.usage["total_tokens"],
             "messageId": task.message_id,
             "steps": task.steps,
-            "toolsUsed": [{"name": name, "count": count} for name, count in task.tools.items()],
+            "toolsUsed": task.tools_used,
             "changes": changes,
         }
         await run.append(run.draft("task.completed", data, sync=True))
@@ -355,10 +373,6 @@ class Sessions:
 
 class _GivenUp(AgentServerError):
     pass
-
-
-def _outcome(active: _Active) -> BaseException | None:
-    return asyncio.CancelledError() if active.work.cancelled() else active.work.exception()
 
 
 def _failure(task: Task, error: BaseException) -> tuple[AgentServerError, str]:
@@ -381,7 +395,8 @@ def _cancelled(task_id: str) -> AgentServerError:
 
 def _failed(task: Task, error: AgentServerError, phase: str, changes: Sequence[Mapping[str, Any]] = ()) -> Draft:
     described = {"code": error.code, "message": error.message, "details": {**error.details, "taskId": task.task_id}}
-    data = {"error": described, "status": error.status, "phase": phase, "changes": list(changes)}
+    done = {"usage": task.usage, "steps": task.steps, "toolsUsed": task.tools_used, "changes": list(changes)}
+    data = {"error": described, "status": error.status, "phase": phase, **done}
     return Draft("task.failed", data, task.session_id, task.task_id, sync=True)
 
 

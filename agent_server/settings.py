@@ -77,7 +77,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     def credentials(self) -> list[str]:
         """The values that must never be seen: every variable of ours that is named like a credential."""
-        return [value for name, value in self.environ.items() if is_credential(name)]
+        return [value.strip() for name, value in self.environ.items() if is_credential(name)]
 
     def command_environment(self) -> dict[str, str]:
         """The part of our environment that commands get: an allow-list, so that no credential is in it by accident."""
@@ -118,7 +118,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         log_format=read.choice("LOG_FORMAT", ("console", "json"), "console"),
         shutdown_grace=read.number("SHUTDOWN_GRACE_MS", 10_000, 0, 3_600_000) / 1000,
         max_concurrent_tasks=read.number("MAX_CONCURRENT_TASKS", 8, 1, 1_000),
-        allowed_hosts=read.names("ALLOWED_HOSTS"),
+        allowed_hosts=tuple(name.lower() for name in read.names("ALLOWED_HOSTS")),
         allowed_origins=read.names("ALLOWED_ORIGINS"),
         allow_outside_workspace=read.choice("ALLOW_OUTSIDE_WORKSPACE", ("0", "1"), "0") == "1",
         max_body=read.number("MAX_BODY_BYTES", 16 << 20, 1 << 10, 1 << 30),
@@ -127,11 +127,24 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         command_variables=read.names("COMMAND_ENV"),
         environ=dict(environ),
     )
-    if settings.token is not None and len(settings.token) < 16:
-        raise SettingsError(
-            f"AGENT_SERVER_TOKEN has {len(settings.token)} characters; use at least 16, such as the output of `openssl rand -hex 24`."
-        )
+    _check(settings)
     return settings
+
+
+def _check(settings: Settings) -> None:
+    token = settings.token
+    if token is not None and len(token) < 16:
+        raise SettingsError(
+            f"AGENT_SERVER_TOKEN has {len(token)} characters; use at least 16, such as the output of `openssl rand -hex 24`."
+        )
+    if token is not None and not re.fullmatch("[!-~]+", token):
+        raise SettingsError(
+            "AGENT_SERVER_TOKEN has spaces or other characters that no header can carry; use ASCII letters, digits and signs."
+        )
+    if settings.data.resolve().is_relative_to(settings.workspace.resolve()):
+        raise SettingsError(
+            f"DATA_DIR {settings.data} is inside WORKSPACE_DIR {settings.workspace}: the agent could change it. Name a folder outside."
+        )
 
 
 def new_token() -> str:
@@ -143,23 +156,27 @@ class _Reader:
         self._environ = environ
 
     def optional(self, name: str) -> str | None:
-        return self._environ.get(name) or None
+        return self._environ.get(name, "").strip() or None
 
     def text(self, name: str, default: str) -> str:
-        return self._environ.get(name) or default
+        return self.optional(name) or default
 
     def names(self, name: str) -> tuple[str, ...]:
         return tuple(part.strip() for part in self._environ.get(name, "").split(",") if part.strip())
 
     def number(self, name: str, default: int, least: int, most: int) -> int:
-        raw = self._environ.get(name) or str(default)
-        if not raw.isascii() or not raw.isdigit() or not least <= int(raw) <= most:
-            raise SettingsError(f"{name} is {raw!r}; it must be a whole number from {least} to {most}.")
+        raw = self.text(name, str(default))
+        if not re.fullmatch("[0-9]{1,18}", raw) or not least <= int(raw) <= most:
+            raise SettingsError(f"{name} is {_short(raw)}; it must be a whole number from {least} to {most}.")
         return int(raw)
 
     def choice(self, name: str, allowed: tuple[T, ...], default: T) -> T:
-        raw = self._environ.get(name) or str(default)
+        raw = self.text(name, str(default))
         for value in allowed:
             if raw.lower() == str(value).lower():
                 return value
-        raise SettingsError(f"{name} is {raw!r}; it must be one of {', '.join(map(str, allowed))}.")
+        raise SettingsError(f"{name} is {_short(raw)}; it must be one of {', '.join(map(str, allowed))}.")
+
+
+def _short(raw: str) -> str:
+    return repr(raw if len(raw) <= 60 else raw[:59] + "…")

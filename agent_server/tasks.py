@@ -33,13 +33,16 @@ class TaskIndex:
         "CREATE TABLE task_changes (path TEXT, task_id TEXT, PRIMARY KEY (path, task_id)) WITHOUT ROWID",
     )
 
-    def apply(self, db: sqlite3.Connection, event: Event) -> None:
-        if event.task_id is not None and (fold := _FOLDS.get(event.type)) is not None:
-            statement, values = fold
-            db.execute(statement, {"task": event.task_id, "seq": event.seq, "time": event.time, **values(event)})
-            if event.type in TERMINAL:
-                paths = [(change["path"], event.task_id) for change in event.data.get("changes", ())]
-                db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
+    def apply(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.task_id is not None and (fold := _FOLDS.get(event.type)) is not None:
+                statement, values = fold
+                db.execute(statement, {"task": event.task_id, "seq": event.seq, "time": event.time, **values(event)})
+                if event.type in TERMINAL:
+                    used = [(event.task_id, tool["name"], tool["count"]) for tool in event.data.get("toolsUsed", ())]
+                    db.executemany("INSERT OR REPLACE INTO task_tools VALUES (?, ?, ?)", used)
+                    paths = [(change["path"], event.task_id) for change in event.data.get("changes", ())]
+                    db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
 
 
 def _created(event: Event) -> dict[str, Any]:
@@ -59,6 +62,11 @@ def _usage(event: Event) -> dict[str, Any]:
     }
 
 
+def _end(event: Event) -> dict[str, Any]:
+    # The last event has the sum of what retention may have removed.
+    return {"phase": event.data.get("phase", "done"), "steps": event.data.get("steps")}
+
+
 def _nothing(event: Event) -> dict[str, Any]:
     return {}
 
@@ -66,6 +74,10 @@ def _nothing(event: Event) -> dict[str, Any]:
 def _phase(phase: str) -> tuple[str, Callable[[Event], dict[str, Any]]]:
     return f"UPDATE tasks SET phase = '{phase}' WHERE task_id = :task AND status = 'processing' AND phase != '{phase}'", _nothing
 
+
+_END = (
+    "UPDATE tasks SET status = '{}', phase = :phase, ended = :seq, ended_at = :time, steps = coalesce(:steps, steps) WHERE task_id = :task"
+)
 
 _FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
     "task.created": (
@@ -96,14 +108,8 @@ _FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
         lambda event: {"name": event.data["tool"]},
     ),
     "step.finished": ("UPDATE tasks SET steps = steps + 1, resumptions = 0 WHERE task_id = :task", _nothing),
-    "task.completed": (
-        "UPDATE tasks SET status = 'completed', phase = 'done', ended = :seq, ended_at = :time WHERE task_id = :task",
-        _nothing,
-    ),
-    "task.failed": (
-        "UPDATE tasks SET status = 'failed', phase = :phase, ended = :seq, ended_at = :time WHERE task_id = :task",
-        lambda event: {"phase": event.data["phase"]},
-    ),
+    "task.completed": (_END.format("completed"), _end),
+    "task.failed": (_END.format("failed"), _end),
 }
 
 
@@ -148,6 +154,10 @@ class Task(msgspec.Struct, frozen=True):
         }
 
     @property
+    def tools_used(self) -> list[dict[str, Any]]:
+        return [{"name": name, "count": count} for name, count in self.tools.items()]
+
+    @property
     def duration(self) -> int | None:
         """Milliseconds from the start of its work to its end; None before the end."""
         return self.ended_at - (self.started_at or self.created_at) if self.ended_at is not None else None
@@ -170,7 +180,7 @@ class Task(msgspec.Struct, frozen=True):
             "tokensUsed": self.usage["total_tokens"],
             "duration_ms": self.duration,
             "messageId": self.message_id,
-            "toolsUsed": [{"name": name, "count": count} for name, count in self.tools.items()],
+            "toolsUsed": self.tools_used,
             "steps": self.steps,
             "changes": self.outcome.get("changes", []),
             "error": self.outcome.get("error"),

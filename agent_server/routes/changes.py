@@ -12,7 +12,7 @@ from agent_server.server import server_of
 
 
 class ChangesQuery(msgspec.Struct, frozen=True, rename="camel"):
-    since: Annotated[str, Meta(min_length=1, description="a task or a checkpoint")] | None = None
+    since: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$(?!\n)", description="a task or a checkpoint")] | None = None
     task_id: Annotated[str, Meta(min_length=1)] | None = None
     diff: bool = False
 

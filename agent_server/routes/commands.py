@@ -8,8 +8,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_server.errors import InvalidRequest
+from agent_server.execution import Command
 from agent_server.http import Endpoint, reply
-from agent_server.processes import Command
 from agent_server.server import server_of
 from agent_server.settings import is_credential
 
@@ -48,9 +48,10 @@ async def execute(request: Request, body: ExecuteRequest) -> Response:
     _check_environment(body.env)
     _check_argv(body.command)
     server.secrets.add(value for name, value in body.env.items() if is_credential(name))
+    await server.sessions.ready()  # until then every command is taken for one of the server before
     await server.checkpoints.ready()
     stdin = body.stdin.encode() if body.stdin is not None else None
-    command = Command(body.command, server.workspace.resolve(body.cwd), body.env, stdin, body.timeout / 1000)
+    command = Command(body.command, server.workspace.resolve(body.cwd, field="cwd"), body.env, stdin, body.timeout / 1000)
     ended = await server.processes.run(command)
     return reply(
         request,

@@ -1,7 +1,7 @@
 """GET /events and GET /logs: everything that happens, as a stream or as lines."""
 
 from collections.abc import AsyncIterator
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -23,7 +23,7 @@ Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 class LogQuery(msgspec.Struct, frozen=True):
     lines: Annotated[int, Meta(ge=0, le=10_000)] = 100
     tail: Annotated[int, Meta(ge=0, le=10_000)] | None = None
-    since: Annotated[str, Meta(description="RFC 3339")] | None = None
+    since: Annotated[str, Meta(description="RFC 3339; UTC where it names no offset")] | None = None
     source: str | None = None
     level: Annotated[str, Meta(description="the lowest level shown: DEBUG, INFO, WARNING or ERROR")] = "INFO"
     follow: bool = False
@@ -57,6 +57,7 @@ async def logs(request: Request, query: LogQuery) -> Response:
     after = resume_from(request, query.after)
     if is_stream and after is not None:
         return stream(wanted.only(log.follow(after=after)))
+    await log.flush()
     end = log.newest
     history = await tail(log, lambda event: event.seq <= end and wanted(event), query.tail if query.tail is not None else query.lines)
     if is_stream:
@@ -89,7 +90,7 @@ class _Wanted:
 def _milliseconds(text: str) -> int:
     try:
         at = datetime.fromisoformat(text)
-        return round((at if at.tzinfo is not None else at.astimezone()).timestamp() * 1000)
+        return round((at if at.tzinfo is not None else at.replace(tzinfo=UTC)).timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise InvalidRequest(f"since: expected a time such as 2026-01-31T10:00:00Z, got {text[:40]!r}.", path="since") from error
 
@@ -109,5 +110,5 @@ def _line(event: Event) -> dict[str, Any]:
 
 ROUTES = (
     Endpoint("GET", "/events", events, "Follow everything", query=ResumeQuery, replies={200: EVENTS}),
-    Endpoint("GET", "/logs", logs, "Show the newest log lines, or follow them", query=LogQuery, replies={200: LogReply}),
+    Endpoint("GET", "/logs", logs, "Show the newest log lines, or follow them", query=LogQuery, replies={200: (LogReply, EVENTS)}),
 )

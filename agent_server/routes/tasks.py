@@ -1,5 +1,6 @@
 """POST /run, and the tasks it makes."""
 
+import binascii
 import hashlib
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
@@ -43,7 +44,7 @@ class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
     auto_tools: bool = True
     is_async: bool = msgspec.field(name="async", default=False)
     background: bool = False
-    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$")] | None = None
+    session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$(?!\n)")] | None = None
     output_schema: dict[str, Any] | UnsetType = UNSET
     max_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
     max_cost: Annotated[float, Meta(gt=0, description="USD")] | None = None
@@ -106,7 +107,7 @@ class ListQuery(msgspec.Struct, frozen=True, rename="camel"):
     status: Literal["processing", "completed", "failed"] | None = None
     session_id: str | None = None
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
-    cursor: Annotated[str, Meta(pattern=r"^[0-9]{1,18}$")] | None = None
+    cursor: Annotated[str, Meta(pattern=r"^[0-9]{1,18}$(?!\n)")] | None = None
 
 
 class ResumeQuery(msgspec.Struct, frozen=True):
@@ -135,6 +136,7 @@ def _submission(server: Server, body: RunRequest) -> Submission:
         raise InvalidRequest("tools: custom tools are not offered by this version; leave the field out.", path="tools")
     if body.output_schema is not UNSET:
         raise InvalidRequest("outputSchema: it is not offered by this version; leave the field out.", path="outputSchema")
+    _check_prompt(body.prompt)
     settings = server.settings
     return Submission(
         prompt=body.prompt if isinstance(body.prompt, str) else msgspec.to_builtins(body.prompt),
@@ -147,6 +149,28 @@ def _submission(server: Server, body: RunRequest) -> Submission:
         system=body.system,
         auto_tools=body.auto_tools,
     )
+
+
+def _check_prompt(prompt: str | list[TextPart | ImagePart]) -> None:
+    """Refuses what every provider refuses, before a task is made of it: blank text, and images that are none."""
+    if isinstance(prompt, str):
+        prompt, only = [TextPart(prompt)], "prompt"
+    else:
+        only = None
+    for number, part in enumerate(prompt):
+        place = f"prompt[{number}]"
+        if isinstance(part, TextPart) and not part.text.strip():
+            path = only or f"{place}.text"
+            raise InvalidRequest(f"{path}: it must not be blank.", path=path)
+        if isinstance(part, ImagePart) and not _is_base64(part.data):
+            raise InvalidRequest(f"{place}.data: it must be an image in base64, without a data: prefix.", path=f"{place}.data")
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        return len(binascii.a2b_base64(text, strict_mode=True)) > 0
+    except ValueError:
+        return False
 
 
 def _finished(request: Request, task: Task) -> Response:
@@ -201,7 +225,7 @@ ROUTES = (
         run,
         "Run a task: wait for its end, follow it as a stream, or have it accepted at once",
         body=RunRequest,
-        replies={200: TaskReply, 202: Accepted},
+        replies={200: (TaskReply, EVENTS), 202: Accepted},
         errors=(409, 422, 429, 502, 503, 504),
     ),
     Endpoint("GET", "/tasks", list_tasks, "List tasks, newest first", query=ListQuery, replies={200: TaskList}),

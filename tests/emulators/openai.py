@@ -81,9 +81,13 @@ class Turn(msgspec.Struct, forbid_unknown_fields=True):
 
     script: str | None = None
     """"bash-true": calls bash with `command` until `steps` results are in the request, and then says `text`. It is a function
-    of the request, so it serves all sessions, and outlives a restart of either side. {step} in the command is its number."""
+    of the request, so it serves all sessions, and outlives a restart of either side. {step} in the command is its number.
+    "plan": makes the calls of `plan`, one list for each answer since the last prompt, and then says `text`; with {step}, and
+    {prompt} for that prompt, in string arguments. Each answer but the last also says `saying`."""
     steps: int = 0
     command: str = "true"
+    plan: list[list[Call]] = []
+    saying: str = ""
 
 
 class Record(msgspec.Struct):
@@ -181,11 +185,38 @@ def _parse(body: bytes) -> deque[tuple[Turn, int]]:
 
 
 def _scripted(turn: Turn, body: dict[str, Any]) -> Turn:
+    if turn.script == "plan":
+        return _planned(turn, body)
     done = sum(message["role"] == "tool" for message in body["messages"])
     if done >= turn.steps:
         return msgspec.structs.replace(turn, text=turn.text or f"Done after {done} steps.")
     arguments = {"command": turn.command.replace("{step}", str(done)), "description": f"Step {done}"}
     return msgspec.structs.replace(turn, text="", tool_calls=[Call("bash", arguments, f"call_{done}")])
+
+
+def _planned(turn: Turn, body: dict[str, Any]) -> Turn:
+    messages = body["messages"]
+    asked = max(at for at, message in enumerate(messages) if message["role"] == "user")
+    step = sum(message["role"] == "assistant" for message in messages[asked:])
+    if step >= len(turn.plan):
+        return turn
+    filled = {"{step}": str(step), "{prompt}": str(messages[asked]["content"])}
+    calls = [
+        Call(call.name, _filled(call.arguments, filled), f"call_{len(messages)}_{number}") for number, call in enumerate(turn.plan[step])
+    ]
+    return msgspec.structs.replace(turn, text=turn.saying, tool_calls=calls)
+
+
+def _filled(arguments: dict[str, Any] | str, values: dict[str, str]) -> dict[str, Any] | str:
+    if isinstance(arguments, str):
+        return arguments
+    filled = dict(arguments)
+    for name, argument in filled.items():
+        if isinstance(argument, str):
+            for mark, value in values.items():
+                argument = argument.replace(mark, value)
+            filled[name] = argument
+    return filled
 
 
 async def _send(turn: Turn, body: dict[str, Any], size: int, connection: Connection) -> None:

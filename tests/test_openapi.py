@@ -1,0 +1,184 @@
+"""The OpenAPI document: whole, valid, and true of what the server answers."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from jsonschema import Draft202012Validator
+
+from agent_server import __version__
+from agent_server.app import endpoints
+from agent_server.openapi import document
+from tests.emulators.openai import OpenAIEmulator
+from tests.serving import TOKEN, ServerProcess, serving
+
+DOCUMENT = document(endpoints())
+OPERATIONS = [(method, path, operation) for path, item in DOCUMENT["paths"].items() for method, operation in item.items()]
+
+
+@pytest.fixture(scope="module")
+def server(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    with serving(AGENT_BASE_URL=model.url, INSTANCE_NAME="one", MAX_BODY_BYTES="100000") as running:
+        yield running
+
+
+def check(method: str, path: str, response: httpx.Response) -> Any:
+    """Checks a JSON reply against the document: its schema, and that it has no field the schema does not name."""
+    described = DOCUMENT["paths"][path][method]["responses"].get(str(response.status_code))
+    assert described is not None, f"{method} {path} answered {response.status_code}, which is not documented"
+    schema = described["content"]["application/json"]["schema"]
+    Draft202012Validator({**schema, "components": DOCUMENT["components"]}).validate(response.json())
+    properties = DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]]["properties"]
+    if path != "/openapi.json":
+        assert set(response.json()) <= set(properties)
+    for name in response.headers:
+        if name.startswith("x-") or name in ("retry-after", "allow", "www-authenticate"):
+            assert name in {header.lower() for header in described["headers"]}
+    return response.json()
+
+
+def test_every_route_is_in_it_and_says_what_it_is() -> None:
+    assert {(method.upper(), path) for method, path, _ in OPERATIONS} == {(e.method, e.path) for e in endpoints()}
+    assert {path for _, path, _ in OPERATIONS} == {
+        *("/", "/health", "/status", "/login", "/openapi.json", "/run", "/tasks", "/tasks/{task_id}", "/tasks/{task_id}/events"),
+        *("/tasks/{task_id}/cancel", "/events", "/logs", "/execute", "/changes"),
+    }
+    for _, _, operation in OPERATIONS:
+        assert operation["summary"]
+        assert operation["responses"]
+
+
+def test_it_is_an_openapi_3_1_document() -> None:
+    assert DOCUMENT["openapi"] == "3.1.0"
+    assert DOCUMENT["info"] == {"title": "agent-server", "version": __version__}
+    ids = [operation["operationId"] for _, _, operation in OPERATIONS]
+    assert len(ids) == len(set(ids))
+    for _, path, operation in OPERATIONS:
+        parameters = operation.get("parameters", [])
+        assert {p["name"] for p in parameters if p["in"] == "path"} == set(re.findall("{(.+?)}", path))
+        assert len({(p["in"], p["name"]) for p in parameters}) == len(parameters)
+        assert all(p["required"] for p in parameters if p["in"] == "path")
+        for status, response in operation["responses"].items():
+            assert re.fullmatch("[1-5][0-9][0-9]", status)
+            assert response["description"]
+
+
+def test_every_schema_is_json_schema_and_every_reference_is_there() -> None:
+    for schema in DOCUMENT["components"]["schemas"].values():
+        Draft202012Validator.check_schema(schema)
+    for _, _, operation in OPERATIONS:
+        for parameter in operation.get("parameters", []):
+            Draft202012Validator.check_schema(parameter["schema"])
+    references = set(re.findall(r"'#/components/schemas/(\w+)'", str(DOCUMENT)))
+    assert references == set(DOCUMENT["components"]["schemas"]) - unreferenced()
+
+
+def unreferenced() -> set[str]:
+    """Queries are written out as parameters."""
+    return {e.query.__name__ for e in endpoints() if e.query is not None}
+
+
+def test_only_health_and_login_are_public() -> None:
+    assert {name for scheme in DOCUMENT["security"] for name in scheme} == set(DOCUMENT["components"]["securitySchemes"])
+    assert {(method, path) for method, path, operation in OPERATIONS if operation.get("security") == []} == {
+        ("get", "/health"),
+        ("post", "/login"),
+    }
+
+
+@pytest.mark.parametrize(("method", "path", "operation"), OPERATIONS, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_route_describes_its_errors(method: str, path: str, operation: dict[str, Any]) -> None:
+    expected = {"400", "403", "405", "413", "500"} | (set() if path == "/health" else {"401"})
+    assert expected <= set(operation["responses"])
+    for status, response in operation["responses"].items():
+        if status >= "400" and not (path == "/health" and status == "503"):
+            assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorReply"}
+
+
+def test_the_server_shows_it(server: ServerProcess) -> None:
+    assert check("get", "/openapi.json", server.get("/openapi.json")) == DOCUMENT
+
+
+def test_what_the_server_answers_about_itself_is_as_described(server: ServerProcess) -> None:
+    root = check("get", "/", server.get("/"))
+    assert all(path in DOCUMENT["paths"] for path in root["links"].values())
+    check("get", "/health", server.get("/health"))
+    check("get", "/health", httpx.get(server.url + "/health"))
+    status = check("get", "/status", server.get("/status"))
+    assert status["instanceName"] == "one"
+    assert status["environment"]["AGENT_SERVER_TOKEN"] == "***REDACTED***"
+    assert TOKEN not in str(status)
+    assert status["restartCount"] == 0
+    assert status["resources"]["memoryMb"] > 10
+    check("post", "/login", httpx.post(server.url + "/login", json={"token": TOKEN}))
+
+
+def test_logs_changes_and_commands_are_as_described(server: ServerProcess) -> None:
+    (server.workspace / "new.txt").write_text("one\n")
+    (server.workspace / "data.bin").write_bytes(b"\0\1")
+    check("get", "/changes", server.get("/changes?diff=true&unknown=1"))
+    for body in (
+        {"command": "echo hi; echo no >&2; exit 3"},
+        {"command": "kill -TERM $$"},
+        {"command": "sleep 20", "timeout": 50},
+        {"command": ["head", "-c", "3000000", "/dev/zero"]},
+        {"command": "true", "unknown": 1},
+    ):
+        check("post", "/execute", server.post("/execute", body))
+    assert len(check("get", "/logs", server.get("/logs?level=debug&lines=10000"))["logs"]) > 5
+
+
+def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(
+        {"text": "Now.", "tool_calls": [{"name": "write", "arguments": {"filePath": "a.txt", "content": "a\n"}}]},
+        {"text": "Done.", "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6, "cost": 0.1}},
+    )
+    done = check("post", "/run", server.post("/run", {"prompt": [{"type": "text", "text": "go"}]}))
+    assert (done["status"], done["phase"], done["tokensUsed"]) == ("completed", "done", done["usage"]["total_tokens"])
+
+    model.script({"tool_calls": [{"name": "bash", "arguments": {"command": "touch begun; read x < never", "timeout": 60_000}}]})
+    server.execute("mkfifo never")
+    accepted = [check("post", "/run", server.post("/run", {"prompt": "wait", "async": True, "sessionId": "s"})) for _ in range(2)]
+    assert {task["status"] for task in accepted} == {"processing"}
+    ids = [task["taskId"] for task in accepted]
+    with server.client() as client, client.stream("GET", f"/tasks/{ids[0]}/events") as stream:
+        next(line for line in stream.iter_lines() if '"process.started"' in line)
+    phases = [check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))["phase"] for task_id in ids]
+    assert phases == ["running", "queued"]
+    assert len(check("get", "/tasks", server.get("/tasks?limit=2"))["tasks"]) == 2
+    cancelled = [check("post", "/tasks/{task_id}/cancel", server.post(f"/tasks/{task_id}/cancel")) for task_id in reversed(ids)]
+    assert {(task["status"], task["phase"], task["error"]["code"]) for task in cancelled} == {("failed", "cancelled", "TASK_CANCELLED")}
+    check("get", "/changes", server.get(f"/changes?taskId={done['taskId']}&diff=true"))
+
+    model.script({"status": 400, "error": {"message": "no such model"}})
+    failed = check("post", "/run", server.post("/run", {"prompt": "fail"}))
+    assert failed["error"]["code"] == "MODEL_ERROR"
+    model.script({"text": "late", "delay": 0.5, "stall": 20})
+    late = check("post", "/run", server.post("/run", {"prompt": "late", "timeout": 100}))
+    assert late["error"]["code"] == "TASK_TIMEOUT"
+    for task_id in (failed["error"]["details"]["taskId"], late["error"]["details"]["taskId"]):
+        check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))
+    check("get", "/tasks", server.get("/tasks?status=failed"))
+
+
+def test_errors_are_as_described(server: ServerProcess) -> None:
+    for method, path, operation in OPERATIONS:
+        concrete = path.replace("{task_id}", "task_none")
+        strange = httpx.request(method, server.url + concrete, headers={"Origin": "https://evil.example"})
+        check(method, path, strange)
+        assert strange.status_code == 403
+        if path != "/health":
+            unknown = httpx.request(method, server.url + concrete)
+            check(method, path, unknown)
+        with server.client() as client:
+            check(method, path, client.request("PUT", concrete))
+            if "requestBody" in operation:
+                check(method, path, client.request(method, concrete, content=b"{"))
+                check(method, path, client.request(method, concrete, content=b" " * 100_001))
+            if "{task_id}" in path:
+                check(method, path, client.request(method, concrete))
+            if any(parameter["in"] == "query" for parameter in operation.get("parameters", [])):
+                name = next(p["name"] for p in operation["parameters"] if p["in"] == "query" and p["schema"].get("type") != "string")
+                check(method, path, client.request(method, f"{concrete}?{name}=-x"))
