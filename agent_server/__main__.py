@@ -14,18 +14,17 @@ def leave_out_the_workspace() -> None:
 def main() -> int:
     """Runs a subcommand and gives the exit code."""
     leave_out_the_workspace()
-    # Only now, and only the one that is needed: the import path was not safe before.
     command = sys.argv[1] if len(sys.argv) > 1 else "help"
     if command == "serve":
-        from agent_server.serve import main as serve
+        from agent_server.serve import main as serve  # not before the import path is safe
 
         return serve()
     if command == "demo":
-        from agent_server.demo import main as demo
+        from agent_server.demo import main as demo  # as above
 
         return demo()
     if command in ("version", "--version"):
-        from agent_server import __version__
+        from agent_server import __version__  # as above
 
         print(__version__)
         return 0

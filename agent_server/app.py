@@ -73,7 +73,8 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
     log = EventLog(data.path / "events.db", secrets, (TaskIndex(), ProcessIndex()), max_bytes=settings.max_log)
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
-    checkpoints = Checkpoints(data.path / "shadow", workspace.root, log)
+    reaper = Reaper()
+    checkpoints = Checkpoints(data.path / "shadow", workspace.root, log, reaper.popen)
     keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ)
     around = Surroundings(
         log=log,
@@ -85,7 +86,7 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         tools=load_tools(),
     )
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
-    return Server(settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, token_digest)
+    return Server(settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, reaper, token_digest)
 
 
 @asynccontextmanager
@@ -96,7 +97,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(Reaper().run()), group.create_task(_record_base(server))]
+            background = [group.create_task(server.reaper.run()), group.create_task(_record_base(server))]
             work = group.create_task(_work(server))
             yield
             await server.sessions.drain(0)

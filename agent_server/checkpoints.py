@@ -6,6 +6,7 @@ checkpoints, and the log says so.
 
 import asyncio
 import logging
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from agent_server.changes import Changes, shown
 from agent_server.errors import AgentServerError, NotFound
 from agent_server.events import Draft, EventLog
+from agent_server.git import Spawn
 from agent_server.shadow import Shadow
 from agent_server.tasks import Task, find, tasks_that_changed
 
@@ -28,10 +30,11 @@ KEPT_CHANGES = 1_000
 class Checkpoints:
     """The checkpoints of one instance."""
 
-    def __init__(self, folder: Path, workspace: Path, log: EventLog) -> None:
+    def __init__(self, folder: Path, workspace: Path, log: EventLog, spawn: Spawn = subprocess.Popen) -> None:
         self._folder = folder
         self._workspace = workspace
         self._log = log
+        self._spawn = spawn
         self._opening: asyncio.Task[Shadow] | None = None
 
     async def ready(self) -> None:
@@ -46,7 +49,7 @@ class Checkpoints:
             logger.warning("the workspace's state could not be recorded: %s", error)
 
     async def _open(self) -> Shadow:
-        shadow = await asyncio.to_thread(Shadow, self._folder, self._workspace)
+        shadow = await asyncio.to_thread(Shadow, self._folder, self._workspace, self._spawn)
         if BASE not in shadow.names():
             await self._record(shadow, BASE)
         return shadow

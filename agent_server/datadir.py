@@ -48,7 +48,11 @@ class DataDirectory:
             # The folder itself may be a mounted one that others can enter. SQLite gives its other files the mode of this one.
             (self.path / "events.db").touch(mode=0o600)
             self._lock = self._claim(settings)
-            self.identity = self._identify(settings)
+            try:
+                self.identity = self._identify(settings)
+            except BaseException:
+                self._lock.close()
+                raise
         except OSError as error:
             raise SettingsError(f"DATA_DIR {self.path} cannot be used: {error.strerror}. Name a folder that can be written.") from error
 
@@ -56,20 +60,22 @@ class DataDirectory:
     def outputs(self) -> Path:
         return self.path / "outputs"
 
-    def _claim(self, settings: Settings) -> IO[str]:
+    def _claim(self, settings: Settings) -> IO[bytes]:
         (self.path / "lock").touch(mode=0o600)
-        lock = (self.path / "lock").open("a+")
+        lock = (self.path / "lock").open("ab+", buffering=0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock.truncate(0)
+            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            lock.write(f"agent-server process {os.getpid()} on port {settings.port}, since {since}\n".encode())
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "another server"
+            holder = lock.read().decode(errors="replace").strip() or "another server"
+            lock.close()
             raise SettingsError(f"DATA_DIR {self.path} is held by {holder}. Stop it, or name another DATA_DIR.") from None
-        lock.truncate(0)
-        lock.write(
-            f"agent-server process {os.getpid()} on port {settings.port}, since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}\n"
-        )
-        lock.flush()
+        except BaseException:
+            lock.close()
+            raise
         return lock
 
     def _identify(self, settings: Settings) -> Identity:

@@ -7,6 +7,7 @@ Retention is `retention.py`; the form of events on the wire is `wire.py`.
 """
 
 import asyncio
+import contextlib
 import logging
 import queue
 import sqlite3
@@ -129,6 +130,7 @@ class EventLog:
         self._gathered: list[_Batch] = []
         self._kept: list[_Batch] = []  # the writer's: promised, and refused by the database
         self._is_last_try = False
+        self._is_synced = False
         self._following = 0
         self._waiting = 0  # additions that are not committed yet
         self._unsafe: asyncio.Future[None] | None = None  # the last of them that is not in the journal
@@ -280,27 +282,42 @@ class EventLog:
             committed.exception()
 
     def _write(self) -> None:
-        synced = False
         while (batches := self._take()) is not None:
-            sync = any(batch.sync for batch in batches)
-            try:
-                if sync != synced:
-                    self._db.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
-                    synced = sync
-                self._commit(batches)
-            except sqlite3.Error as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                # What is in the journal was promised; it is tried again until it is in.
-                self._kept = [batch for batch in batches if batch.is_safe]
-                refused = [batch for batch in batches if not batch.is_safe]
-                self._loop.call_soon_threadsafe(self._refuse, refused, error)
+            self._write_group(batches)
+            if self._kept:
                 continue
-            self._loop.call_soon_threadsafe(self._publish, batches)
             try:
                 self._retention.trim(self._db)
             except sqlite3.Error as error:
+                self._roll_back()
                 logging.getLogger(__name__).warning("old events could not be removed: %s", error)
+
+    def _write_group(self, batches: "list[_Batch]") -> None:
+        try:
+            self._commit(batches)
+        except Exception as error:  # whatever is wrong with an event, the log and the other events must not suffer from it
+            self._roll_back()
+            # A constraint, a number too large, an index that fails: one of the events is at fault, not the disk.
+            is_disk = isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+            if is_disk:
+                # What is in the journal was promised; it is tried again until it is in.
+                self._kept = [batch for batch in batches if batch.is_safe]
+                batches = [batch for batch in batches if not batch.is_safe]
+            elif len(batches) > 1:
+                for at, batch in enumerate(batches):
+                    self._write_group([batch])
+                    if self._kept:
+                        self._kept += batches[at + 1 :]
+                        return
+                return
+            self._loop.call_soon_threadsafe(self._refuse, batches, error)
+        else:
+            self._loop.call_soon_threadsafe(self._publish, batches)
+
+    def _roll_back(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # a failing disk fails here too; the transaction is gone then
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
 
     def _take(self) -> "list[_Batch] | None":
         batches, self._kept = self._kept, []
@@ -326,14 +343,22 @@ class EventLog:
         events = [event for batch in batches for event in batch.events]
         if not events:
             return
+        reserved = self._reserved
+        if events[-1].seq >= reserved:
+            reserved = events[-1].seq + SEQUENCE_BLOCK
+        # Synced with a new block too: power loss must not take a reservation whose numbers have been seen.
+        sync = reserved != self._reserved or any(batch.sync for batch in batches)
+        if sync != self._is_synced:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if sync else 'NORMAL'}")
+            self._is_synced = sync
         self._db.execute("BEGIN IMMEDIATE")
-        if events[-1].seq >= self._reserved:
-            self._reserved = events[-1].seq + SEQUENCE_BLOCK
-            self._db.execute("UPDATE meta SET value = ? WHERE name = 'reserved'", (self._reserved,))
+        if reserved != self._reserved:
+            self._db.execute("UPDATE meta SET value = ? WHERE name = 'reserved'", (reserved,))
         self._db.executemany(_INSERT, [row for batch in batches for row in batch.rows])
         for index in self._indexes:
             index.apply(self._db, events)
         self._db.execute("COMMIT")
+        self._reserved = reserved
 
     def _settle(self, batches: "list[_Batch]") -> None:
         self._waiting -= len(batches)
@@ -355,7 +380,7 @@ class EventLog:
             self._ring_floor = oldest.seq
         self._wake()
 
-    def _refuse(self, batches: "list[_Batch]", error: sqlite3.Error) -> None:
+    def _refuse(self, batches: "list[_Batch]", error: Exception) -> None:
         self._settle(batches)
         for batch in batches:
             if not batch.committed.done():
@@ -380,6 +405,8 @@ class EventLog:
         Errors: LogUnavailable.
         """
         await self.flush()  # whoever was told of something finds it
+        if self._closed:
+            raise LogUnavailable("The event log is closed: the server is stopping.")
         return await self._loop.run_in_executor(self._readers, self._read, read)
 
     def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
@@ -414,11 +441,12 @@ class EventLog:
         What retention has removed is told by one event of type `gap`, with `from` and `to`, at the reader's own place.
         Ends when the log is closed.
         """
-        told = after
         self._following += 1
         try:
             await self.flush()
-            async for event in self._follow(after, told, task_id, types):
+            if after >= self._next:
+                after = self._committed  # no id of this log: of another data directory, or from before a backup was put back
+            async for event in self._follow(after, after, task_id, types):
                 yield event
         finally:
             self._following -= 1
@@ -431,11 +459,12 @@ class EventLog:
                 page = [e for e in reversed(recent) if _fits(e, task_id, types)]
                 end = newest
             else:
-                gap = await self.query(lambda db, after=after: self._retention.gap(db, after, task_id))  # type: ignore[misc]  # a default binds the loop's value
+                if self._closed:
+                    return
+                gap, page, end = await self._page(after, newest, task_id, types)
                 if gap is not None and gap[1] > told:
                     told = gap[1]
                     yield Event(after, time.time_ns() // 1_000_000, "gap", {"from": max(gap[0], after + 1), "to": gap[1]}, None, task_id)
-                page, end = await self._page(after, newest, task_id, types)
             for event in page:
                 yield event
             after = max(after, end)
@@ -444,19 +473,25 @@ class EventLog:
                     return
                 await changed.wait()
 
-    async def _page(self, after: int, newest: int, task_id: str | None, types: Collection[str] | None) -> tuple[list[Event], int]:
+    async def _page(
+        self, after: int, newest: int, task_id: str | None, types: Collection[str] | None
+    ) -> tuple[tuple[int, int] | None, list[Event], int]:
         where, values = _filter(after, task_id, None, types)
         statement = f"SELECT {_COLUMNS} FROM events WHERE {where} AND seq <= ? ORDER BY seq LIMIT ?"
 
-        def read(db: sqlite3.Connection) -> tuple[list[Event], int]:
+        def read(db: sqlite3.Connection) -> tuple[tuple[int, int] | None, list[Event], int]:
             page: list[Event] = []
             size = 0
-            for row in db.execute(statement, [*values, newest, PAGE_EVENTS]):
+            rows = db.execute(statement, [*values, newest, PAGE_EVENTS])
+            for row in rows:
                 page.append(_event(row))
                 size += page[-1].size
                 if size > PAGE_BYTES:
-                    return page, page[-1].seq
-            return page, page[-1].seq if len(page) == PAGE_EVENTS else newest
+                    break
+            is_whole = len(page) < PAGE_EVENTS and size <= PAGE_BYTES
+            rows.close()
+            # After the page: what retention removes between the two is told, rather than missed.
+            return self._retention.gap(db, after, task_id), page, newest if is_whole else page[-1].seq
 
         return await self.query(read)
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import msgspec
 from agent_server.output import Excerpt, OutputEvents, Spool
 from agent_server.pipes import Feed, Pipe
 from agent_server.redaction import Secrets
+from agent_server.spawn import Child
 from tools import CommandResult
 
 DRAIN = 2.0
@@ -67,7 +67,7 @@ class Execution:
 
     def __init__(self, command: Command, secrets: Secrets, spool: Spool, sink: OutputSink) -> None:
         self.command = command
-        self.popen: subprocess.Popen[bytes] | None = None
+        self.child: Child | None = None
         self.pipes: list[Pipe] = []
         self._loop = asyncio.get_running_loop()
         self.is_done = False
@@ -84,27 +84,27 @@ class Execution:
 
     @property
     def returncode(self) -> int | None:
-        return self.popen.returncode if self.popen is not None else None
+        return self.child.returncode if self.child is not None else None
 
-    def start(self, popen: "subprocess.Popen[bytes]", stdout: int, stderr: int) -> None:
+    def start(self, child: Child, stdout: int, stderr: int) -> None:
         """Watches a process that was spawned, and the read ends of its pipes."""
-        self.popen = popen
+        self.child = child
         for name, fd in (("stdout", stdout), ("stderr", stderr)):
             self.pipes.append(Pipe(fd, self._secrets.stream(), partial(self._take, name), self._check))
-        if popen.stdin is not None:
-            self._feed = Feed(popen.stdin, self.command.stdin or b"")
+        if child.stdin is not None:
+            self._feed = Feed(child.stdin, self.command.stdin or b"")
         # Most commands are over before this: their pipes are then read once, at the end, and never watched.
         self._timer = self._loop.call_later(WATCH_DELAY, self._watch)
         try:
-            self._pidfd = os.pidfd_open(popen.pid)
+            self._pidfd = os.pidfd_open(child.pid)
             self._loop.add_reader(self._pidfd, self._exited)
         except OSError:  # a kernel or sandbox without pidfd
             self._pidfd = -1
-            self._loop.run_in_executor(None, popen.wait).add_done_callback(lambda _: self._exited())
+            self._loop.run_in_executor(None, child.wait).add_done_callback(lambda _: self._exited())
 
     def _watch(self) -> None:
-        assert self.popen is not None  # noqa: S101  # it was started
-        yield_to_server(self.popen.pid)
+        assert self.child is not None  # noqa: S101  # it was started
+        yield_to_server(self.child.pid)
         for pipe in self.pipes:
             pipe.watch()
 
@@ -112,8 +112,8 @@ class Execution:
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-        assert self.popen is not None  # noqa: S101  # it was started
-        self.popen.poll()
+        assert self.child is not None  # noqa: S101  # it was started
+        self.child.poll()
         self._ended = self._loop.time()
         self._set_timer(None)
         for pipe in self.pipes:

@@ -134,7 +134,7 @@ class Guard:
         self._refused += 1
         now = time.monotonic()
         if now - self._noted >= REFUSALS_SECONDS:
-            client = (scope.get("client") or ("?",))[0]
+            client = (scope.get("client") or ("?",))[0].removeprefix("::ffff:")
             logger.warning(
                 "refused without a valid token: %s %r from %s (%d since the last such line)",
                 *(scope.get("method"), scope["path"][:100], client, self._refused),

@@ -53,7 +53,7 @@ class Excerpt:
 
     @property
     def is_cut(self) -> bool:
-        return self.total > len(self._head) + self._tail_size
+        return self.total > self._half + self._rest
 
     def whole(self) -> bytes:
         """Everything so far; only while nothing was cut."""

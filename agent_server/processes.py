@@ -7,8 +7,10 @@ a pidfd and readers on the event loop, which costs a third of asyncio's own subp
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
+import pwd
 import shutil
 import signal
 import sqlite3
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from agent_server import proctree
-from agent_server.errors import InvalidRequest
+from agent_server.errors import AgentServerError, InvalidRequest, TooManyRequests
 from agent_server.events import Draft, Event, EventLog, LogUnavailable
 from agent_server.execution import Command, Ended, Execution, OutputSink, Owner
 from agent_server.ids import new_id
 from agent_server.output import Spool
 from agent_server.pipes import Pipe
 from agent_server.redaction import Secrets
+from agent_server.spawn import Child, spawn
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +35,7 @@ SPAWN_GAP = 0.0005
 """Seconds between two spawns in one turn of the event loop (each takes about so long)."""
 
 LONGEST_ARGUMENT = 100_000
-"""Bytes of a shell command that are passed as an argument (the kernel's limit is 128 KiB); a longer one goes into a file."""
+"""Bytes of a shell command that are passed as an argument (the kernel's limit is 128 KiB); a longer one is read from a file."""
 
 LEFTOVERS = 64
 """Pipes of ended commands that are still read so that their background children are not stopped by a full or closed pipe."""
@@ -63,15 +66,17 @@ class Processes:
     def __init__(self, log: EventLog, secrets: Secrets, environment: Mapping[str, str], spill_folder: Path, mark: str) -> None:
         self._log = log
         self._secrets = secrets
-        self._environment = {"HOME": str(Path.home()), "PATH": os.defpath, "TERM": "dumb", **_light_locale(environment)}
+        self._shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
+        self._environment = {**_defaults(self._shell), **_light_locale(environment)}
         self._spill = spill_folder
         self._mark = mark
-        self._shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
         self._oom_kills = _oom_kills()
         self._no_input = os.open(os.devnull, os.O_RDONLY)
         self._spawned_at = 0.0
         self._leftovers: list[Pipe] = []
         self._running: set[str] = set()
+        self._recovered = asyncio.Event()
+        self._recovered.set()
 
     @property
     def running(self) -> int:
@@ -85,18 +90,22 @@ class Processes:
         process_id = new_id("proc")
         shown = command.argv if isinstance(command.argv, str) else list(command.argv)
         ids = {"processId": process_id, **({"toolCallId": owner.tool_call_id} if owner.tool_call_id else {})}
-        # Not waited for: what finds a command again after a crash is its mark in the environment, which needs no log.
-        self._log.say(self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner))
         run = Execution(command, self._secrets, Spool(self._spill, process_id), sink or self._tell(process_id, owner))
+        started = self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner)
         self._running.add(process_id)
         try:
+            await self._recovered.wait()
             await self._turn()
             try:
-                run.start(*self._spawn(command, process_id))
+                spawned = self._spawn(command, process_id)
             except (OSError, ValueError) as error:
                 failure = _not_started(command, error)
+                self._log.say(started)
                 self._log.say(self._draft("process.exited", {**ids, "reason": f"could not be started: {failure}"}, owner))
                 raise failure from error
+            # While it runs. What finds it again after a crash is its mark in the environment, which needs no log.
+            self._log.say(started)
+            run.start(*spawned)
             reason = await self._wait(run, process_id)
             result = await run.result(process_id, reason or self._oom(run))
         except asyncio.CancelledError:
@@ -126,7 +135,7 @@ class Processes:
         return "timeout"
 
     async def _abort(self, run: Execution, process_id: str, ids: Mapping[str, Any], owner: Owner) -> None:
-        if run.popen is not None:
+        if run.child is not None:
             await self._end(run, process_id)
         result = await run.result(process_id, "cancelled")
         await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
@@ -148,40 +157,45 @@ class Processes:
         return len(found)
 
     async def recover(self) -> None:
-        """Ends what a killed server left running, and tells the end of every command that it did not."""
-        count = await self.kill_all()
-        if count:
-            logger.warning("%d processes were left running by the server before this one; they were ended", count)
-        rows = await self._log.query(lambda db: db.execute("SELECT process_id, session_id, task_id FROM open_processes").fetchall())
-        reason = "the server ended before it"
-        await self._log.append(*(Draft("process.exited", {"processId": p, "reason": reason}, s, t) for p, s, t in rows))
+        """Ends what a killed server left running, and tells the end of every command that it did not.
 
-    def _spawn(self, command: Command, process_id: str) -> "tuple[subprocess.Popen[bytes], int, int]":
-        env = {**self._environment, **command.env, proctree.VARIABLE: f"{self._mark}/{process_id}"}
-        stdin = self._no_input if command.stdin is None else subprocess.PIPE
-        (stdout, to_stdout), (stderr, to_stderr) = os.pipe(), os.pipe()
+        To be called before any command runs; those asked for meanwhile wait for it, so that they are not taken for left ones.
+        """
+        self._recovered.clear()
         try:
-            argv = self._argv(command.argv, process_id)
-            popen = subprocess.Popen(
-                argv, cwd=command.cwd, env=env, stdin=stdin, stdout=to_stdout, stderr=to_stderr, bufsize=0, start_new_session=True
-            )
-        except BaseException:
-            os.close(stdout)
-            os.close(stderr)
-            raise
+            count = await self.kill_all()
+            if count:
+                logger.warning("%d processes were left running by the server before this one; they were ended", count)
+            rows = await self._log.query(lambda db: db.execute("SELECT process_id, session_id, task_id FROM open_processes").fetchall())
+            reason = "the server ended before it"
+            left = [row for row in rows if row[0] not in self._running]
+            await self._log.append(*(Draft("process.exited", {"processId": p, "reason": reason}, s, t) for p, s, t in left))
         finally:
-            os.close(to_stdout)
-            os.close(to_stderr)
-        return popen, stdout, stderr
+            self._recovered.set()
 
-    def _argv(self, argv: str | Sequence[str], process_id: str) -> list[str]:
+    def _spawn(self, command: Command, process_id: str) -> tuple[Child, int, int]:
+        env = {**self._environment, "PWD": str(command.cwd), **command.env, proctree.VARIABLE: f"{self._mark}/{process_id}"}
+        stdin = self._no_input if command.stdin is None else subprocess.PIPE
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            stdout, to_stdout = _pipe(ours, theirs)
+            stderr, to_stderr = _pipe(ours, theirs)
+            argv, script = self._argv(command.argv, theirs)
+            child = spawn(argv, cwd=command.cwd, env=env, stdin=stdin, stdout=to_stdout, stderr=to_stderr, pass_fds=script)
+            ours.pop_all()
+        return child, stdout, stderr
+
+    def _argv(self, argv: str | Sequence[str], opened: contextlib.ExitStack) -> tuple[list[str], tuple[int, ...]]:
         if not isinstance(argv, str):
-            return list(argv)
-        if len(argv.encode("utf-8", "surrogatepass")) <= LONGEST_ARGUMENT:
-            return [self._shell, "-c", argv]
-        script = self._spill / f"{process_id}.sh"
-        script.write_text(argv)
-        return [self._shell, str(script)]
+            return list(argv), ()
+        text = os.fsencode(argv)
+        if len(text) <= LONGEST_ARGUMENT:
+            return [self._shell, "-c", argv], ()
+        # In memory: a script may hold secrets, and what is on disk outlives it.
+        script = os.memfd_create("script")
+        opened.callback(os.close, script)
+        with open(script, "wb", closefd=False) as file:
+            file.write(text)
+        return [self._shell, f"/dev/fd/{script}"], (script,)
 
     def _draft(self, kind: str, data: Mapping[str, Any], owner: Owner) -> Draft:
         return Draft(kind, data, owner.session_id, owner.task_id)
@@ -229,6 +243,16 @@ def _end(result: Ended) -> dict[str, Any]:
     return {**data, "duration_ms": round(result.duration * 1000)}
 
 
+def _defaults(shell: str) -> dict[str, str]:
+    """Gives what commands expect where the server was started with less. A bash without SHELL looks it up in the user database."""
+    try:
+        user = pwd.getpwuid(os.geteuid())
+        name, home = user.pw_name, user.pw_dir
+    except KeyError:  # an arbitrary id, as in some containers
+        name, home = str(os.geteuid()), "/"
+    return {"HOME": home, "USER": name, "LOGNAME": name, "SHELL": shell, "PATH": os.defpath, "TERM": "dumb"}
+
+
 def _light_locale(environment: Mapping[str, str]) -> dict[str, str]:
     """Gives the environment with C.UTF-8 asked for where it differs from C: its other categories cost each bash 80 system calls."""
     if environment.get("LANG", "C.UTF-8").upper().replace("-", "") != "C.UTF8" or "LC_ALL" in environment:
@@ -236,10 +260,27 @@ def _light_locale(environment: Mapping[str, str]) -> dict[str, str]:
     return {"LC_CTYPE": "C.UTF-8", **{name: value for name, value in environment.items() if name != "LANG"}}
 
 
-def _not_started(command: Command, error: OSError) -> InvalidRequest:
+def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
+    reading, writing = os.pipe()
+    ours.callback(os.close, reading)
+    theirs.callback(os.close, writing)
+    return reading, writing
+
+
+def _not_started(command: Command, error: OSError | ValueError) -> AgentServerError:
+    if not isinstance(error, OSError):
+        return InvalidRequest(f"The command, its folder or its variables hold what no process can take: {error}.", path="command")
+    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+        return TooManyRequests(f"No process can be started now: {error.strerror}; end some commands, or try again later.")
     if not command.cwd.is_dir():
-        return InvalidRequest(f"The folder {command.cwd} does not exist; name one that does.", path="cwd")
-    name = "the shell" if isinstance(command.argv, str) else repr(command.argv[0])
+        what = "is no folder" if command.cwd.exists() else "does not exist"
+        return InvalidRequest(f"{command.cwd} {what}; name a folder that exists.", path="cwd")
+    if not os.access(command.cwd, os.X_OK):
+        return InvalidRequest(f"The folder {command.cwd} cannot be entered: {error.strerror}.", path="cwd")
+    if error.errno == errno.E2BIG:
+        advice = "An argument or variable may have 128 KiB, all together about 2 MiB; pass long texts by stdin or a file."
+        return InvalidRequest(f"The command cannot be run: {error.strerror}. {advice}", path="command")
+    name = "the shell" if isinstance(command.argv, str) else repr(command.argv[0][:200])
     return InvalidRequest(f"{name} cannot be run: {error.strerror}. Check that it is installed and executable.", path="command")
 
 

@@ -10,7 +10,9 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Sequence
+from typing import Any
 
 VARIABLE = "AGENT_SERVER_PROCESS"
 """The environment variable that carries a command's mark: `<data directory's id>/<process id>`."""
@@ -66,7 +68,7 @@ async def kill(mark: str, *, grace: float = TERM_GRACE) -> set[int]:
 
 async def _kill(look: Callable[[], set[int]], grace: float) -> set[int]:
     loop = asyncio.get_running_loop()
-    left = await asyncio.to_thread(look)
+    left = await asyncio.to_thread(_look_twice, look)
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, KILL_WAIT)):
         until = loop.time() + seconds
         told: set[int] = set()
@@ -78,21 +80,33 @@ async def _kill(look: Callable[[], set[int]], grace: float) -> set[int]:
                     os.kill(pid, signal.SIGCONT)  # a stopped process takes no SIGTERM
             told |= left
             await asyncio.sleep(_POLL)
-            left = await asyncio.to_thread(look)
+            left = await asyncio.to_thread(_look_twice, look)
     return left
+
+
+def _look_twice(look: Callable[[], set[int]]) -> set[int]:
+    # A process in the middle of an execve has no environment to see, and one that is forked behind our back is missed.
+    return look() or look()
 
 
 class Reaper:
     """Reaps what was adopted: orphans of commands that have ended.
 
-    It never waits for any child (`waitpid(-1)` steals exit codes). A zombie that is still there a second later is one
-    nobody waits for: whoever started a process, we or a library, reaps it at once.
+    It never waits for any child (`waitpid(-1)` steals exit codes). A zombie that is still there a second later, and was
+    not started by `popen`, is one nobody waits for: commands are reaped by the event loop at once.
     """
 
     PERIOD = 1.0
 
     def __init__(self) -> None:
         self._seen: set[int] = set()
+        self._own: dict[int, subprocess.Popen[bytes]] = {}
+
+    def popen(self, argv: Sequence[str], **options: Any) -> "subprocess.Popen[bytes]":
+        """Starts a process whose end somebody asks for when they like. From any thread."""
+        process = subprocess.Popen(argv, **options)
+        self._own[process.pid] = process
+        return process
 
     async def run(self) -> None:
         """Looks once a second, for ever."""
@@ -101,7 +115,10 @@ class Reaper:
             self.look()
 
     def look(self) -> None:
-        zombies = {pid for pid in _children() if _is_zombie(pid)}
+        for pid, process in self._own.copy().items():
+            if process.returncode is not None:
+                del self._own[pid]
+        zombies = {pid for pid in _children() if _is_zombie(pid)} - set(self._own)
         for pid in zombies & self._seen:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)

@@ -85,7 +85,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class _Gathering:
-    """A transport that sends what is written in one turn of the event loop in one piece."""
+    """A transport that sends two writes of one turn of the event loop in one piece: a response's head and its body."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -93,9 +93,11 @@ class _Gathering:
         self._written: list[bytes] = []
 
     def write(self, data: bytes) -> None:
-        if not self._written:
-            self._loop.call_soon(self._send)
         self._written.append(data)
+        if len(self._written) > 1:
+            self._send()
+        else:
+            self._loop.call_soon(self._send)
 
     def _send(self) -> None:
         if self._written:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -56,6 +57,7 @@ def _serve(settings: Settings) -> int:
         secrets.add([token])
     to_stderr(settings, secrets)
     app = create_app(settings, data, secrets, digest)
+    os.chdir(settings.workspace)  # where most commands run: see spawn.py
     port = listener.getsockname()[1]
     if token is not None:
         _show(token, port)
@@ -134,6 +136,9 @@ class _Uvicorn(uvicorn.Server):
         with self._signals():
             async with self._app.router.lifespan_context(self._app):
                 self._greet()
+                await asyncio.sleep(0)  # the line is with the event log then
+                with contextlib.suppress(LogUnavailable):  # those who need the log will say so
+                    await self._server.log.flush()
                 await super().serve(sockets)
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]  # a generator's, there
@@ -162,5 +167,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def _end(self) -> None:
         await self._server.sessions.drain(self._server.settings.shutdown_grace)
+        with contextlib.suppress(LogUnavailable):  # a full disk must not keep the server from ending
+            await self._server.log.flush()  # what was said so far is still seen by those who follow
         self._server.log.end_follows()
         self.should_exit = True

@@ -10,6 +10,7 @@ from agent_server.datadir import DataDirectory
 from agent_server.events import EventLog
 from agent_server.gateway import Gateway
 from agent_server.processes import Processes
+from agent_server.proctree import Reaper
 from agent_server.redaction import Secrets
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
@@ -28,6 +29,7 @@ class Server(msgspec.Struct):
     checkpoints: Checkpoints
     sessions: Sessions
     gateway: Gateway
+    reaper: Reaper
     token_digest: bytes
     began: float = msgspec.field(default_factory=time.monotonic)
 

@@ -314,7 +314,9 @@ class Sessions:
         """Notes that a task goes on, and gives the seconds it has run before."""
         if task.resumptions >= MAX_RESUMPTIONS:
             raise _GivenUp(f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.")
-        last = await self._log.query(lambda db: db.execute("SELECT max(time) FROM events WHERE task_id = ?", (task.task_id,)).fetchone()[0])
+        # The ends of commands are told by this start too, where the one before did not: they say nothing of how long it worked.
+        statement = "SELECT max(time) FROM events WHERE task_id = ? AND type != 'process.exited'"
+        last = await self._log.query(lambda db: db.execute(statement, (task.task_id,)).fetchone()[0])
         elapsed: int = task.elapsed + max(0, last - (task.run_at or last))
         drafts = [Draft("task.resumed", {"elapsed_ms": elapsed, "resumption": task.resumptions + 1}, task.session_id, task.task_id)]
         if (message_id := await self._broken_message(task)) is not None:

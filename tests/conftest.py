@@ -1,5 +1,6 @@
 """What the tests share: a real server process, and a fake provider in a process of its own."""
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,3 +29,16 @@ def agent(tmp_path: Path, model: OpenAIEmulator) -> Iterator[ServerProcess]:
     """A server on empty folders whose provider is `model`."""
     with serving(tmp_path, AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model") as running:
         yield running
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 4 MiB, to be filled."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -153,6 +154,18 @@ class ServerProcess:
     def stream_text(self, path: str, **headers: str) -> str:
         """The whole of a stream that ends."""
         return self.get(path, **headers).text
+
+    def newest(self) -> int:
+        """The number of the newest event."""
+        return int(self.get("/logs?lines=1&level=DEBUG").json()["logs"][-1]["seq"])
+
+    def stored(self, where: str = "1") -> list[int]:
+        """The numbers of the events in the log itself. For a server that was stopped: before, not all need to be in this file."""
+        assert not self.is_running
+        db = sqlite3.connect(self.data / "events.db")
+        found = [seq for (seq,) in db.execute(f"SELECT seq FROM events WHERE {where} ORDER BY seq")]
+        db.close()
+        return found
 
     def task_events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
         """The events of a task that has ended, above `after`."""

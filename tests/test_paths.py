@@ -86,7 +86,7 @@ def test_a_neighbour_of_the_same_beginning_is_outside(workspace: Workspace, fold
         workspace.resolve(str(folder / "workspace-2"))
 
 
-@pytest.mark.parametrize("path", ["/proc", "/proc/self/environ", "/proc/1/root/../mem", "process", "process/environ", "/dev/fd/3"])
+@pytest.mark.parametrize("path", ["/proc", "/proc/self/environ", "process", "process/environ", "/dev/fd"])
 @pytest.mark.parametrize("allow_outside", [False, True])
 def test_proc_is_forbidden_always(folder: Path, path: str, allow_outside: bool) -> None:
     with pytest.raises(Forbidden):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from agent_server import __version__
 from tests.rawhttp import AUTHORIZED, answer, connect
-from tests.serving import ServerProcess, serving
+from tests.serving import ServerProcess, events, serving
 
 # Not watchfiles: uvicorn imports it where it is installed, for its reloader; that is 6 ms and 0.9 MB.
 HEAVY = (
@@ -173,3 +174,21 @@ def test_commands_see_their_own_python_and_none_of_the_servers_variables(tmp_pat
         }
         given = server.execute("env", env={"PYTHONPATH": "/theirs"})["stdout"]
         assert "PYTHONPATH=/theirs" in given
+
+
+# The end
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_cleanly_and_its_streams_with_it(server: ServerProcess, number: signal.Signals) -> None:
+    assert server.process is not None
+    with connect(server.url) as idle, server.client() as client, client.stream("GET", "/events") as stream:
+        idle.sendall(f"GET /health HTTP/1.1\r\n{AUTHORIZED}\r\n".encode())
+        assert answer(idle)[0].status == 200
+        server.process.send_signal(number)
+        told = list(events(stream))
+        assert [event["message"] for event in told] == ["stopping: tasks come to a safe point, and go on at the next start"]
+        assert idle.recv(1) == b""
+    assert server.process.wait(20) == 0
+    assert "ERROR" not in server.log()
+    assert "Traceback" not in server.log()
