@@ -50,7 +50,7 @@ RING_BYTES = 1 << 20
 EVENT_OVERHEAD = 400
 """Bytes an event takes in memory besides its data, about."""
 
-PAGE_BYTES = 1 << 20
+PAGE_BYTES = 128 << 10
 PAGE_EVENTS = 500
 """How much a follower reads from disk at a time."""
 

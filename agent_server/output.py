@@ -96,6 +96,8 @@ class Spool:
         if self._written >= SPOOL_MAX or self.error is not None:
             return
         self._written += len(data)
+        if self._written >= SPOOL_MAX:
+            data += b"\n[... what follows is not kept: the file is at its limit of %d MiB ...]\n" % (SPOOL_MAX >> 20)
         self._pending.append(data)
         self._size += len(data)
         if self._flush is None:

@@ -135,8 +135,9 @@ class Processes:
         return "timeout"
 
     async def _abort(self, run: Execution, process_id: str, ids: Mapping[str, Any], owner: Owner) -> None:
-        if run.child is not None:
-            await self._end(run, process_id)
+        if run.child is None:
+            return  # nothing was started, and nothing told
+        await self._end(run, process_id)
         result = await run.result(process_id, "cancelled")
         await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
 

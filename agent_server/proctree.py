@@ -30,10 +30,15 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def protect_self() -> None:
-    """Closes our memory and environment to other processes of the same user, and adopts orphans of our commands."""
+    """Closes our memory, environment and files to other processes of the same user, and adopts orphans of our commands."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Files that whoever started us left open; Python's own are closed to commands as it is.
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the one of the list itself
+            if int(name) > 2:
+                os.set_inheritable(int(name), False)
 
 
 def find(mark: str) -> set[int]:

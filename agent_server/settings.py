@@ -75,6 +75,9 @@ class Settings(msgspec.Struct, frozen=True):
     command_variables: tuple[str, ...]
     environ: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        return "<Settings>"  # a key must not get into a log line by way of its holder
+
     def credentials(self) -> list[str]:
         """The values that must never be seen: every variable of ours that is named like a credential."""
         return [value.strip() for name, value in self.environ.items() if is_credential(name)]

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -48,20 +49,20 @@ def tree_pss(pid: int) -> float:
 
 def children(pid: int) -> list[int]:
     """Gives all descendants of a process."""
+    try:
+        threads = os.listdir(f"/proc/{pid}/task")
+    except OSError:  # it has ended
+        return []
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, _read_path(task).split()):
+    for thread in threads:
+        for child in map(int, _read(pid, f"task/{thread}/children").split()):
             found += [child, *children(child)]
     return found
 
 
 def _read(pid: int, name: str) -> bytes:
-    return _read_path(Path(f"/proc/{pid}/{name}"))
-
-
-def _read_path(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:  # it has ended
         return b""
 
@@ -89,7 +90,7 @@ class Memory:
         self._pid = pid
         self._interval = interval
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample)
+        self._pool = ThreadPoolExecutor(1)
         self.samples: list[tuple[float, float]] = []
 
     @property
@@ -106,9 +107,9 @@ class Memory:
             self._stop.wait(self._interval)
 
     def __enter__(self) -> "Memory":
-        self._thread.start()
+        self._sampling = self._pool.submit(self._sample)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._stop.set()
-        self._thread.join()
+        self._sampling.result(10)

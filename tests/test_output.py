@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_server.output import COALESCE_BYTES, EVENT_BURST, EVENT_RATE, HOLD, Coalescer, Excerpt, MaskedText, OutputEvents, Spool
+from agent_server.output import (
+    COALESCE_BYTES,
+    EVENT_BURST,
+    EVENT_RATE,
+    HOLD,
+    SPOOL_MAX,
+    Coalescer,
+    Excerpt,
+    MaskedText,
+    OutputEvents,
+    Spool,
+)
 from agent_server.redaction import Secrets
 from tools import MASK
 
@@ -87,6 +98,23 @@ async def test_a_spool_writes_the_whole_in_its_order(tmp_path: Path) -> None:
     assert spool.path.read_bytes() == b"".join(pieces)
     assert told
     assert not spool.is_full
+
+
+@pytest.mark.skipif("AGENT_SERVER_STRESS" not in os.environ, reason="writes 256 MiB")
+async def test_a_spool_ends_at_its_limit_and_says_so(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, "proc_1")
+    piece = bytes(1 << 20)
+    for _ in range((SPOOL_MAX >> 20) + 10):
+        room = asyncio.Event()
+        spool.write(piece, room.set)
+        while spool.is_full:
+            await room.wait()
+            room.clear()
+    await spool.close()
+    assert SPOOL_MAX < spool.path.stat().st_size < SPOOL_MAX + 200
+    with spool.path.open("rb") as file:
+        file.seek(-20, os.SEEK_END)
+        assert file.read().endswith(b"256 MiB ...]\n")
 
 
 async def test_a_spool_that_cannot_write_says_so_and_blocks_nobody(tmp_path: Path) -> None:

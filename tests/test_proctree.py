@@ -128,6 +128,25 @@ def test_orphans_are_adopted_and_reaped_and_exit_codes_are_not_stolen() -> None:
     assert done.stdout.split() == ["6", "1", "5", "0"]
 
 
+INHERITING = """
+import os, subprocess, sys
+from agent_server.proctree import protect_self
+protect_self()
+pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"cat <&{sys.argv[1]}"], {})
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_file_that_we_were_started_with_is_closed_to_commands(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("0123456789")
+    with secret.open() as file:
+        argv = [sys.executable, "-c", INHERITING, str(file.fileno())]
+        done = subprocess.run(argv, pass_fds=[file.fileno()], capture_output=True, text=True, timeout=30)
+    assert done.stdout.split() == ["2"], done
+    assert "0123456789" not in done.stdout
+
+
 READING = """
 import os, subprocess
 from agent_server.proctree import protect_self

@@ -15,6 +15,9 @@ class ProviderSettings(msgspec.Struct, frozen=True):
     api_key: str | None = None
     environ: Mapping[str, str] = msgspec.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return "<ProviderSettings>"  # a key must not get into a log line by way of its holder
+
 
 class Endpoint(msgspec.Struct, frozen=True):
     """Where one call goes. `url` is the whole one; `provider` is COMPATIBLE when AGENT_BASE_URL took the provider's place."""
@@ -29,6 +32,9 @@ class Endpoint(msgspec.Struct, frozen=True):
     def host(self) -> str:
         """For messages: a whole URL may hold a password."""
         return urlsplit(self.url).hostname or ""
+
+    def __repr__(self) -> str:
+        return "<Endpoint>"  # a key must not get into a log line by way of its holder
 
 
 class Provider(msgspec.Struct, frozen=True):

@@ -1,11 +1,11 @@
 import itertools
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
 from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer, merge_detail
