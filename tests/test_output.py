@@ -104,8 +104,8 @@ async def test_a_spool_writes_the_whole_in_its_order(tmp_path: Path) -> None:
 async def test_a_spool_ends_at_its_limit_and_says_so(tmp_path: Path) -> None:
     spool = Spool(tmp_path, "proc_1")
     piece = bytes(1 << 20)
+    room = asyncio.Event()
     for _ in range((SPOOL_MAX >> 20) + 10):
-        room = asyncio.Event()
         spool.write(piece, room.set)
         while spool.is_full:
             await room.wait()
