@@ -16,6 +16,7 @@ from agent_server.events import Draft, LogUnavailable
 from agent_server.execution import Command, Owner
 from agent_server.ids import new_id
 from agent_server.messages import ToolCall
+from agent_server.output import make_room
 from agent_server.prompts import nested_instructions
 from agent_server.run import Run
 from tools import MAX_BYTES, MAX_LINES, CommandResult, ToolError, ToolResult
@@ -117,10 +118,15 @@ async def _bounded(run: Run, text: str) -> str:
     if text.count("\n") <= MAX_LINES and len(text.encode("utf-8", "replace")) <= MAX_BYTES:
         return text
     path = run.around.outputs / f"{new_id('out')}.txt"
-    await asyncio.to_thread(path.write_text, run.around.secrets.mask(text), "utf-8", "replace")
+    await asyncio.to_thread(_spill, path, run.around.secrets.mask(text))
     head = "".join(text.splitlines(keepends=True)[:MAX_LINES])
     head = head.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
     return f"{head}\n[cut: the whole is in {path}; read or grep that file]"
+
+
+def _spill(path: Path, text: str) -> None:
+    make_room(path.parent)
+    path.write_text(text, "utf-8", "replace")
 
 
 class Context:

@@ -185,7 +185,8 @@ class EventLog:
 
     def _take_journal(self) -> None:
         """Takes in what was promised and not committed when the server before this one was killed."""
-        (newest,) = self._db.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()
+        statement = "SELECT max((SELECT coalesce(max(seq), 0) FROM events), (SELECT coalesce(max(last), 0) FROM removed))"
+        (newest,) = self._db.execute(statement).fetchone()
         for entry in self._journal.entries():
             rows = msgspec.msgpack.decode(entry, type=list[_Row])
             if rows[0][0] <= newest:

@@ -81,10 +81,20 @@ class Execution:
         self._began = self._ended = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._feed: Feed | None = None
+        self._oom_kills: int | None = None
 
     @property
     def returncode(self) -> int | None:
         return self.child.returncode if self.child is not None else None
+
+    @property
+    def cause(self) -> str | None:
+        """`oom` where the kernel killed for want of memory while the command ran, and something ended it with SIGKILL.
+
+        The kernel's counter is the whole machine's: it is asked only where it may be the answer.
+        """
+        was_killed = self.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return "oom" if was_killed and self._oom_kills is not None and oom_kills() > self._oom_kills else None
 
     def start(self, child: Child, stdout: int, stderr: int) -> None:
         """Watches a process that was spawned, and the read ends of its pipes."""
@@ -105,6 +115,7 @@ class Execution:
     def _watch(self) -> None:
         assert self.child is not None  # noqa: S101  # it was started
         yield_to_server(self.child.pid)
+        self._oom_kills = oom_kills()
         for pipe in self.pipes:
             pipe.watch()
 
@@ -215,3 +226,12 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
         return f"SIG{number}"
+
+
+def oom_kills() -> int:
+    """Gives how many processes the kernel has killed for want of memory. Source: /proc/vmstat."""
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            return next((int(line[9:]) for line in file if line.startswith(b"oom_kill ")), 0)
+    except OSError:
+        return 0

@@ -2,6 +2,8 @@
 
 import asyncio
 import codecs
+import contextlib
+import os
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,9 @@ the next event tells how many bytes were skipped."""
 
 SPOOL_MAX = 256 << 20
 """Bytes of a spilled output at the most: a command that prints for ever must not fill the disk."""
+
+OUTPUTS_MAX = 1 << 30
+"""Bytes of all spilled outputs together, about; the oldest go first."""
 
 SPOOL_PENDING = 1 << 20
 """Bytes waiting to be written; above it the command's pipes are not read, so that it waits."""
@@ -116,7 +121,7 @@ class Spool:
 
     def _append(self, batch: list[bytes]) -> None:
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_room(self._folder)
             self._file = self.path.open("wb", buffering=0)
         data = memoryview(b"".join(batch))
         while data:  # a disk that is nearly full takes a part, and only then says so
@@ -127,6 +132,24 @@ class Spool:
             await asyncio.wait([self._flush])  # cancelled, it leaves the writing alone
         if self._file is not None:
             self._file.close()
+
+
+def make_room(folder: Path) -> None:
+    """Makes the folder, and removes its oldest files while all together are over OUTPUTS_MAX. Blocks.
+
+    Errors: OSError when the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files: list[tuple[float, int, str]] = []
+    for entry in os.scandir(folder):
+        with contextlib.suppress(OSError):  # another command's call has just removed it
+            files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+    kept = 0
+    for _, size, path in sorted(files, reverse=True):
+        kept += size
+        if kept > OUTPUTS_MAX:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 class Coalescer:

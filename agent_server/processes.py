@@ -12,7 +12,6 @@ import logging
 import os
 import pwd
 import shutil
-import signal
 import sqlite3
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -70,7 +69,6 @@ class Processes:
         self._environment = {**_defaults(self._shell), **_light_locale(environment)}
         self._spill = spill_folder
         self._mark = mark
-        self._oom_kills = _oom_kills()
         self._no_input = os.open(os.devnull, os.O_RDONLY)
         self._spawned_at = 0.0
         self._leftovers: list[Pipe] = []
@@ -107,7 +105,7 @@ class Processes:
             self._log.say(started)
             run.start(*spawned)
             reason = await self._wait(run, process_id)
-            result = await run.result(process_id, reason or self._oom(run))
+            result = await run.result(process_id, reason or run.cause)
         except asyncio.CancelledError:
             with contextlib.suppress(LogUnavailable):
                 await finish(self._abort(run, process_id, ids, owner))
@@ -214,14 +212,6 @@ class Processes:
 
         return send
 
-    def _oom(self, run: Execution) -> str | None:
-        # The counter is the whole machine's, so it is asked only when a command was killed and we did not do it.
-        if run.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
-            before, self._oom_kills = self._oom_kills, _oom_kills()
-            if self._oom_kills > before:
-                return "oom"
-        return None
-
     def _adopt(self, run: Execution) -> None:
         self._leftovers = [pipe for pipe in (*self._leftovers, *run.pipes) if pipe.is_open]
         while len(self._leftovers) > LEFTOVERS:
@@ -283,11 +273,3 @@ def _not_started(command: Command, error: OSError | ValueError) -> AgentServerEr
         return InvalidRequest(f"The command cannot be run: {error.strerror}. {advice}", path="command")
     name = "the shell" if isinstance(command.argv, str) else repr(command.argv[0][:200])
     return InvalidRequest(f"{name} cannot be run: {error.strerror}. Check that it is installed and executable.", path="command")
-
-
-def _oom_kills() -> int:
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            return next((int(line[9:]) for line in file if line.startswith(b"oom_kill ")), 0)
-    except OSError:
-        return 0

@@ -14,25 +14,37 @@ from tools import MASK
 SHORTEST = 8
 """A secret has at least this many UTF-8 bytes; masking shorter values would garble ordinary text."""
 
+MOST = 1_000
+"""Values of commands' own variables that are masked; of more the oldest go."""
+
 _MASK = MASK.encode()
 
 
 class Secrets:
-    """The values to mask; grows while the server runs, and never shrinks: output of an old value may still come."""
+    """The values to mask; grows while the server runs: output of an old value may still come."""
 
     def __init__(self, values: Iterable[str] = ()) -> None:
+        self._own: list[bytes] = []
+        self._passing: list[bytes] = []
         self._values: list[bytes] = []
         self._encoded: list[bytes] = []
         self._known: set[bytes] = set()
         self.add(values)
 
-    def add(self, values: Iterable[str]) -> None:
-        """Masks these values too from here on. Values under 8 bytes are left alone, and so is what is a part of the mask."""
+    def add(self, values: Iterable[str], *, is_own: bool = True) -> None:
+        """Masks these values too from here on. Values under 8 bytes are left alone, and so is what is a part of the mask.
+
+        Of those that are not the server's own the newest MOST are kept.
+        """
         encoded = {text.encode("utf-8", "surrogateescape") for text in values}
         fresh = {value for value in encoded if len(value) >= SHORTEST and value not in _MASK} - self._known
         if fresh:
-            self._known |= fresh
-            self._values = [*self._values, *sorted(fresh)]
+            if is_own:
+                self._own += sorted(fresh)
+            else:
+                self._passing = [*self._passing, *sorted(fresh)][-MOST:]
+            self._values = self._own + self._passing
+            self._known = set(self._values)
             self._encoded = [msgspec.json.encode(value.decode("utf-8", "replace"))[1:-1] for value in self._values]
 
     def mask_bytes(self, data: bytes) -> bytes:

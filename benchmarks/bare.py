@@ -26,4 +26,4 @@ async def execute(request: Request) -> JSONResponse:
 app = Starlette(routes=[Route("/health", health), Route("/execute", execute, methods=["POST"])])
 
 if __name__ == "__main__":
-    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", loop="asyncio", http="h11", ws="none")
+    uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[1]), log_level="warning", loop="asyncio")

@@ -253,3 +253,13 @@ def test_output_events_are_the_streams_whatever_bytes_come(pieces: list[tuple[st
     for name in ("stdout", "stderr"):
         whole = b"".join(data for stream, data in pieces if stream == name)
         assert "".join(chunk for stream, chunk, _, _ in told if stream == name) == whole.decode("utf-8", "replace")
+
+
+def test_the_oldest_outputs_go_when_all_together_are_too_large(tmp_path: Path) -> None:
+    for number in range(4):
+        file = tmp_path / f"{number}.txt"
+        with file.open("wb") as opened:
+            opened.truncate(OUTPUTS_MAX // 3)
+        os.utime(file, (number, number))
+    make_room(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.txt", "2.txt", "3.txt"]

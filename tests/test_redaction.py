@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_server.redaction import Secrets
+from agent_server.redaction import MOST, Secrets
 from tests.serving import TOKEN, ServerProcess, events, serving
 from tools import MASK
 
@@ -235,3 +235,11 @@ def test_no_byte_that_is_stored_or_said_holds_a_credential(tmp_path: Any) -> Non
         assert secret.encode() not in found
     assert MASK in seen
     assert MASK.encode() in found
+
+
+def test_the_servers_own_secrets_outlast_any_number_of_others() -> None:
+    secrets = Secrets(["the-servers-own"])
+    secrets.add((f"a-passing-value-{number:05}" for number in range(2 * MOST)), is_own=False)
+    assert secrets.mask("the-servers-own") == MASK
+    assert secrets.mask(f"a-passing-value-{2 * MOST - 1:05}") == MASK
+    assert secrets.mask("a-passing-value-00000") == "a-passing-value-00000"

@@ -47,7 +47,7 @@ async def execute(request: Request, body: ExecuteRequest) -> Response:
         raise InvalidRequest(f"{field}: it is not offered by this version; leave the field out.", path=field)
     _check_environment(body.env)
     _check_argv(body.command)
-    server.secrets.add(value for name, value in body.env.items() if is_credential(name))
+    server.secrets.add((value for name, value in body.env.items() if is_credential(name)), is_own=False)
     await server.sessions.ready()  # until then every command is taken for one of the server before
     await server.checkpoints.ready()
     stdin = body.stdin.encode() if body.stdin is not None else None
