@@ -13,12 +13,14 @@ from agent_server.output import (
     EVENT_BURST,
     EVENT_RATE,
     HOLD,
+    OUTPUTS_MAX,
     SPOOL_MAX,
     Coalescer,
     Excerpt,
     MaskedText,
     OutputEvents,
     Spool,
+    make_room,
 )
 from agent_server.redaction import Secrets
 from tools import MASK
