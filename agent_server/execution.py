@@ -77,7 +77,8 @@ class Execution:
         self._spooling = False
         self._events = OutputEvents(sink)
         self._all = Excerpt(command.limit)
-        self._each = {name: Excerpt(command.limit) for name in ("stdout", "stderr")} if command.is_split else {}
+        self._only: str | None = None  # the stream that has written, while it is the only one
+        self._each: dict[str, Excerpt] = {}  # kept from when both have
         self._began = self._ended = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._feed: Feed | None = None
@@ -114,10 +115,13 @@ class Execution:
 
     def _watch(self) -> None:
         assert self.child is not None  # noqa: S101  # it was started
-        yield_to_server(self.child.pid)
-        self._oom_kills = oom_kills()
+        self._loop.run_in_executor(None, self._yield, self.child.pid)  # its system calls take a while where many run
         for pipe in self.pipes:
             pipe.watch()
+
+    def _yield(self, pid: int) -> None:
+        yield_to_server(pid)
+        self._oom_kills = oom_kills()
 
     def _exited(self) -> None:
         if self._pidfd >= 0:
@@ -179,6 +183,11 @@ class Execution:
             if self._spool.is_full:
                 for pipe in self.pipes:
                     pipe.pause()
+        if self._only is None and not self._each:
+            self._only = name
+        elif self.command.is_split and self._only not in (None, name):
+            self._each = {self._only: self._all.copy(), name: Excerpt(self.command.limit)}
+            self._only = None
         self._all.add(data)
         if self._each:
             self._each[name].add(data)
@@ -189,11 +198,16 @@ class Execution:
             for pipe in self.pipes:
                 pipe.watch()
 
+    def _text_of(self, name: str, output: str) -> str:
+        if self._each:
+            return self._each[name].text()
+        return output if self._only == name else ""
+
     async def result(self, process_id: str, reason: str | None) -> Ended:
         await self._spool.close()
-        code = self.returncode
+        code, output = self.returncode, self._all.text()
         return Ended(
-            output=self._all.text(),
+            output=output,
             exit_code=code if code is not None and code >= 0 else None,
             signal=_signal_name(-code) if code is not None and code < 0 else None,
             timed_out=reason == "timeout",
@@ -201,8 +215,8 @@ class Execution:
             output_file=self._spool.path if self._spooling and self._spool.error is None else None,
             duration=self._ended - self._began,
             process_id=process_id,
-            stdout=self._each["stdout"].text() if self._each else "",
-            stderr=self._each["stderr"].text() if self._each else "",
+            stdout=self._text_of("stdout", output),
+            stderr=self._text_of("stderr", output),
             reason=reason,
         )
 

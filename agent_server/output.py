@@ -56,6 +56,12 @@ class Excerpt:
             while self._tail_size - len(self._tail[0]) >= self._rest:
                 self._tail_size -= len(self._tail.popleft())
 
+    def copy(self) -> "Excerpt":
+        other = Excerpt(self._half + self._rest)
+        other.total = self.total
+        other._head, other._tail, other._tail_size = bytearray(self._head), deque(self._tail), self._tail_size
+        return other
+
     @property
     def is_cut(self) -> bool:
         return self.total > self._half + self._rest

@@ -30,9 +30,6 @@ from agent_server.spawn import Child, spawn
 
 logger = logging.getLogger(__name__)
 
-SPAWN_GAP = 0.0005
-"""Seconds between two spawns in one turn of the event loop (each takes about so long)."""
-
 LONGEST_ARGUMENT = 100_000
 """Bytes of a shell command that are passed as an argument (the kernel's limit is 128 KiB); a longer one is read from a file."""
 
@@ -70,7 +67,7 @@ class Processes:
         self._spill = spill_folder
         self._mark = mark
         self._no_input = os.open(os.devnull, os.O_RDONLY)
-        self._spawned_at = 0.0
+        self._has_spawned = False
         self._leftovers: list[Pipe] = []
         self._running: set[str] = set()
         self._recovered = asyncio.Event()
@@ -117,11 +114,14 @@ class Processes:
         return result
 
     async def _turn(self) -> None:
-        """Waits for a turn of the event loop when something was spawned just now: it takes a while, and others want theirs."""
-        loop = asyncio.get_running_loop()
-        while loop.time() - self._spawned_at < SPAWN_GAP:  # noqa: ASYNC110  # it is the next turn that is waited for
+        """Waits for a turn of the event loop in which nothing was spawned: it takes half a millisecond, and others want theirs."""
+        while self._has_spawned:  # noqa: ASYNC110  # it is the next turn that is waited for
             await asyncio.sleep(0)
-        self._spawned_at = loop.time()
+        self._has_spawned = True
+        asyncio.get_running_loop().call_soon(self._next_turn)
+
+    def _next_turn(self) -> None:
+        self._has_spawned = False
 
     async def _wait(self, run: Execution, process_id: str) -> str | None:
         await run.end(run.command.timeout)

@@ -32,9 +32,6 @@ BACKLOG = 1024
 KEEP_ALIVE = 75
 """Seconds an idle connection is kept: longer than the pools of usual clients and proxies, so that they close first."""
 
-GC_OBJECTS = 10_000
-"""Objects made and not freed until a collection looks for cycles among them."""
-
 CLOSE_SECONDS = 5
 """Seconds that open responses get to end after the drain."""
 
@@ -80,9 +77,7 @@ def _serve(settings: Settings) -> int:
     )
     # Its warnings are of requests that are no HTTP: whoever reaches the port can send them.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
-    # What was imported lives as long as the process: no collection needs to look at it, nor at each few requests' leavings.
-    gc.freeze()
-    gc.set_threshold(GC_OBJECTS, 20, 20)
+    gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
     _Uvicorn(config, app, partial(_greet, settings, port)).run(sockets=[listener])
     data.close()
     return 0

@@ -3,7 +3,7 @@
 Each measurement is a module with a `measure`, its budgets are constants at its top. Most figures are ratios against `bare.py`,
 a plain Starlette app that is started and measured in the same run: absolute times say more about the machine than about the code.
 Machines are shared and noisy, so ours and the bare app take turns, round by round, and a slow moment hits both. Noise only ever
-adds to CPU time and to the time of a start, so of these the minima are compared; of latencies and rates, the medians.
+adds to what a start costs, so of starts the minima are compared; of all else the medians.
 """
 
 import msgspec

@@ -42,9 +42,9 @@ def measure() -> list[Line]:
     used = [median(pair[which][1] for pair in blocks) for which in (0, 1)]
     rate = [median(pair[which] for pair in rates) for which in (0, 1)]
     return [
-        ratio("execute: p50 of `true`", *latency, "ms", at_most=LATENCY),
-        ratio("execute: server CPU of `true`", *used, "ms", at_most=CPU),
-        ratio(f"execute: rate at {AT_ONCE} at once", *rate, "/s", at_least=RATE),
+        ratio("execute: p50 of `true`", latency[0], latency[1], "ms", at_most=LATENCY),
+        ratio("execute: server CPU of `true`", used[0], used[1], "ms", at_most=CPU),
+        ratio(f"execute: rate at {AT_ONCE} at once", rate[0], rate[1], "/s", at_least=RATE),
     ]
 
 
