@@ -228,7 +228,7 @@ class OutputEvents:
 
     def __init__(self, send: Callable[[str, str, int, int], None]) -> None:
         self._send = send
-        self._decoders = {name: codecs.getincrementaldecoder("utf-8")("replace") for name in ("stdout", "stderr")}
+        self._decoders: dict[str, codecs.IncrementalDecoder] = {}
         self._stream = "stdout"
         self._coalescer = Coalescer(self._emit)
         self._offset = self._start = 0
@@ -247,7 +247,10 @@ class OutputEvents:
             self._skipped += len(data)
             return
         self._offset += len(data)
-        if text := self._decoders[stream].decode(data):
+        decoder = self._decoders.get(stream)
+        if decoder is None:
+            decoder = self._decoders[stream] = codecs.getincrementaldecoder("utf-8")("replace")
+        if text := decoder.decode(data):
             self._coalescer.add(text)
 
     def _admit(self, size: int) -> bool:

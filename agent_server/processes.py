@@ -89,7 +89,8 @@ class Processes:
         started = self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner)
         self._running.add(process_id)
         try:
-            await self._recovered.wait()
+            if not self._recovered.is_set():
+                await self._recovered.wait()
             await self._turn()
             try:
                 spawned = self._spawn(command, process_id)
@@ -175,26 +176,37 @@ class Processes:
     def _spawn(self, command: Command, process_id: str) -> tuple[Child, int, int]:
         env = {**self._environment, "PWD": str(command.cwd), **command.env, proctree.VARIABLE: f"{self._mark}/{process_id}"}
         stdin = self._no_input if command.stdin is None else subprocess.PIPE
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            stdout, to_stdout = _pipe(ours, theirs)
-            stderr, to_stderr = _pipe(ours, theirs)
-            argv, script = self._argv(command.argv, theirs)
-            child = spawn(argv, cwd=command.cwd, env=env, stdin=stdin, stdout=to_stdout, stderr=to_stderr, pass_fds=script)
-            ours.pop_all()
-        return child, stdout, stderr
+        kept: list[int] = []
+        given: list[int] = []
+        try:
+            for _ in ("stdout", "stderr"):
+                reading, writing = os.pipe()
+                kept.append(reading)
+                given.append(writing)
+            argv, script = self._argv(command.argv)
+            given += script
+            child = spawn(argv, cwd=command.cwd, env=env, stdin=stdin, stdout=given[0], stderr=given[1], pass_fds=script)
+        except BaseException:
+            for fd in kept:
+                os.close(fd)
+            raise
+        finally:
+            for fd in given:
+                os.close(fd)
+        return child, kept[0], kept[1]
 
-    def _argv(self, argv: str | Sequence[str], opened: contextlib.ExitStack) -> tuple[list[str], tuple[int, ...]]:
+    def _argv(self, argv: str | Sequence[str]) -> tuple[list[str], list[int]]:
+        """Gives the arguments, and the descriptors that they name."""
         if not isinstance(argv, str):
-            return list(argv), ()
+            return list(argv), []
         text = os.fsencode(argv)
         if len(text) <= LONGEST_ARGUMENT:
-            return [self._shell, "-c", argv], ()
+            return [self._shell, "-c", argv], []
         # In memory: a script may hold secrets, and what is on disk outlives it.
         script = os.memfd_create("script")
-        opened.callback(os.close, script)
         with open(script, "wb", closefd=False) as file:
             file.write(text)
-        return [self._shell, f"/dev/fd/{script}"], (script,)
+        return [self._shell, f"/dev/fd/{script}"], [script]
 
     def _draft(self, kind: str, data: Mapping[str, Any], owner: Owner) -> Draft:
         return Draft(kind, data, owner.session_id, owner.task_id)
@@ -246,16 +258,9 @@ def _defaults(shell: str) -> dict[str, str]:
 
 def _light_locale(environment: Mapping[str, str]) -> dict[str, str]:
     """Gives the environment with C.UTF-8 asked for where it differs from C: its other categories cost each bash 80 system calls."""
-    if environment.get("LANG", "C.UTF-8").upper().replace("-", "") != "C.UTF8" or "LC_ALL" in environment:
+    if environment.get("LANG", "").upper().replace("-", "") != "C.UTF8" or "LC_ALL" in environment:
         return dict(environment)
     return {"LC_CTYPE": "C.UTF-8", **{name: value for name, value in environment.items() if name != "LANG"}}
-
-
-def _pipe(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[int, int]:
-    reading, writing = os.pipe()
-    ours.callback(os.close, reading)
-    theirs.callback(os.close, writing)
-    return reading, writing
 
 
 def _not_started(command: Command, error: OSError | ValueError) -> AgentServerError:

@@ -17,11 +17,12 @@ CPU = 0.8
 RATE = 1.3
 """Times the bare route's."""
 
-BLOCKS = 80
-REQUESTS = 8
-"""In a block."""
+BLOCKS = 12
+REQUESTS = 100
+WARM_UP = 20
+"""In a block, after some that do not count: a machine that was idle, or busy with the other app, is slower at first."""
 
-REST = 0.02
+REST = 0.3
 """Seconds after a block in which what the server puts off, as writes to its log, is done and counted."""
 
 ROUNDS = 9
@@ -51,8 +52,10 @@ def measure() -> list[Line]:
 def _one_by_one(app: App) -> tuple[list[float], float]:
     """Gives the latencies of a block and the CPU of a request, in milliseconds."""
     took = []
-    before = cpu(app.pid)
     with Connection(app.port) as connection:
+        for _ in range(WARM_UP):
+            connection.ask(EXECUTE_TRUE)
+        before = cpu(app.pid)
         for _ in range(REQUESTS):
             begin = time.perf_counter()
             connection.ask(EXECUTE_TRUE)
