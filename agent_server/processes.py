@@ -1,8 +1,8 @@
 """Runs commands: one runner for /execute, the bash tool and everything later.
 
 A command gets its own session and process group, a clean environment, no stdin unless given, lower priority, and its
-process id as a mark in the environment (see `proctree.py`). It is spawned with `subprocess.Popen` (vfork) and watched by
-a pidfd and readers on the event loop, which costs a third of asyncio's own subprocesses.
+process id as a mark in the environment (see `proctree.py`). It is spawned with vfork (`spawn.py`) and watched by a pidfd on
+the event loop, which costs a third of asyncio's own subprocesses.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 LONGEST_ARGUMENT = 100_000
 """Bytes of a shell command that are passed as an argument (the kernel's limit is 128 KiB); a longer one is read from a file."""
 
-LEFTOVERS = 64
+LEFTOVERS = 128
 """Pipes of ended commands that are still read so that their background children are not stopped by a full or closed pipe."""
 
 
