@@ -56,8 +56,10 @@ TREES = {
 async def test_a_tree_is_ended_whole(name: str, mark: str) -> None:
     process = spawn(TREES[name], mark)
     until = time.monotonic() + 5
-    while process.pid not in proctree.find(mark) and time.monotonic() < until:
-        await asyncio.sleep(0.01)  # it may be in an exec just now, and has no environment then
+    # It may be in an exec just now, and has no environment then.
+    while process.pid not in proctree.find(mark) and time.monotonic() < until:  # noqa: ASYNC110  # /proc has no events
+        await asyncio.sleep(0.01)
+    assert process.pid in proctree.find(mark)
     began = time.monotonic()
     left = await proctree.kill(mark, grace=0.3)
     assert left == set()
