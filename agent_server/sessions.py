@@ -56,7 +56,9 @@ class Checkpoints(Protocol):
         """Records the state after it and gives what changed, as `changes` has it. Errors: none."""
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
+class Submission(
+    msgspec.Struct, frozen=True, kw_only=True, rename={"max_steps": "maxSteps", "max_cost": "maxCost", "auto_tools": "autoTools"}
+):
     """A task as it is created: what `task.created` says."""
 
     prompt: str | list[dict[str, Any]]
@@ -152,7 +154,7 @@ class Sessions:
         if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
-        data = {**msgspec.structs.asdict(submission), **more, "title": _title(submission.prompt)}
+        data = {**msgspec.to_builtins(submission), **more, "title": _title(submission.prompt)}
         await self._log.append(Draft("task.created", data, session_id, task_id, sync=True))
         self._enqueue(session_id, task_id)
         return task_id
@@ -342,7 +344,7 @@ class Sessions:
             system = f"{system}\n\n{given['system']}"
         allowed = self.agent.tools
         offered = (
-            {name: tool for name, tool in self._around.tools.items() if allowed is None or name in allowed} if given["auto_tools"] else {}
+            {name: tool for name, tool in self._around.tools.items() if allowed is None or name in allowed} if given["autoTools"] else {}
         )
         return Run(
             task=task,
@@ -351,8 +353,8 @@ class Sessions:
             tools=offered,
             options=ModelOptions(given["provider"], given["model"], given["max_tokens"]),
             system=Message("system", (Text(system),)),
-            max_steps=given["max_steps"],
-            max_cost=given["max_cost"],
+            max_steps=given["maxSteps"],
+            max_cost=given["maxCost"],
             parallel=self.agent.parallel,
             is_draining=lambda: self.is_draining,
         )

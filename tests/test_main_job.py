@@ -43,6 +43,7 @@ def test_a_stream_tells_the_whole_task_in_order(agent: ServerProcess, model: Ope
         told = list(events(response))
     kinds = [event["type"] for event in told]
     assert kinds[0] == "task.created"
+    assert told[0].keys() >= {"prompt", "model", "provider", "timeout_ms", "max_tokens", "maxSteps", "maxCost", "autoTools"}
     assert kinds[-1] == "task.completed"
     order = [
         "task.started",
