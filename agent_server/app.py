@@ -9,20 +9,19 @@ from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
+from starlette.middleware.exceptions import ExceptionMiddleware
 
 from agent_server import openapi, routes
 from agent_server.agents import AGENTS
 from agent_server.checkpoints import Checkpoints
 from agent_server.datadir import DataDirectory
-from agent_server.errors import AgentServerError
 from agent_server.events import EventLog
 from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
 from agent_server.gateway.route import Gateways
 from agent_server.guard import Guard
-from agent_server.http import Endpoint, on_error
+from agent_server.http import Dispatch, Endpoint, on_error
 from agent_server.logs import LogEvents
 from agent_server.processes import Processes, ProcessIndex
 from agent_server.proctree import Reaper
@@ -55,15 +54,16 @@ def endpoints() -> list[Endpoint]:
 def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Starlette:
     """Makes the application. It works once its lifespan has begun."""
     offered = endpoints()
-    app = Starlette(
-        routes=[endpoint.route() for endpoint in offered],
-        middleware=[
-            Middleware(Guard, settings=settings, digest=token_digest, public=[(e.method, e.path) for e in offered if e.is_public]),
-        ],
-        exception_handlers={AgentServerError: on_error, HTTPException: on_error, Exception: on_error},
-        lifespan=_lifespan,
-    )
+    app = Starlette(routes=[endpoint.route() for endpoint in offered], lifespan=_lifespan)
     app.router.redirect_slashes = False
+    # Endpoints answer for their own errors; what is left is the router's: no such route, no such method.
+    routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
+    app.middleware_stack = Guard(
+        Dispatch(offered, routed),
+        settings=settings,
+        digest=token_digest,
+        public=[(e.method, e.path) for e in offered if e.is_public],
+    )
     app.state.secrets = secrets
     app.state.server = _wire(settings, data, secrets, token_digest)
     return app

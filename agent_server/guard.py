@@ -1,4 +1,4 @@
-"""Who may ask: authentication, Host and Origin, the size of bodies, and an id for each request. Plain ASGI, so that streams flow."""
+"""Who may ask: authentication, Host and Origin, and an id for each request. Plain ASGI, so that streams flow."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_server.datadir import matches
-from agent_server.errors import AgentServerError, Forbidden, InvalidRequest, PayloadTooLarge, Unauthorized
+from agent_server.errors import AgentServerError, Forbidden, InvalidRequest, Unauthorized
 from agent_server.http import failure
 from agent_server.ids import new_id
 from agent_server.settings import Settings
@@ -78,10 +78,9 @@ class Guard:
                 await Response(status_code=204, headers=PREFLIGHT)(scope, receive, tell)
                 return
             self._check(scope, headers)
-            limited = _Limited(receive, self._settings.max_body) if scope["type"] == "http" else receive
-            await self._app(scope, limited, tell)
+            await self._app(scope, receive, tell)
         except AgentServerError as error:
-            # Only ours and the body limit's: what routes raise has become a response by now.
+            # Only our own: what routes raise has become a response by now.
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": error.code})
             else:
@@ -98,9 +97,6 @@ class Guard:
         if not scope["is_authenticated"] and (method, scope["path"]) not in self._public:
             self._note(scope)
             raise Unauthorized("Send the server's token as `Authorization: Bearer …` or `X-API-Key: …`.")
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self._settings.max_body:
-            raise _too_large(self._settings.max_body)
 
     def _has_credentials(self, headers: Mapping[str, str]) -> bool:
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -142,22 +138,6 @@ class Guard:
             self._noted, self._refused = now, 0
 
 
-class _Limited:
-    """Receives a body up to a limit."""
-
-    def __init__(self, receive: Receive, limit: int) -> None:
-        self._receive = receive
-        self._limit = limit
-        self._size = 0
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        self._size += len(message.get("body", b""))
-        if self._size > self._limit:
-            raise _too_large(self._limit)
-        return message
-
-
 def login_cookie(digest: bytes, now: float | None = None) -> str:
     """Gives the value of a login: when it ends, and a proof that only who knows the token's hash can make."""
     expires = str(int((now or time.time()) + COOKIE_SECONDS))
@@ -186,7 +166,3 @@ def _proof(digest: bytes, expires: str) -> str:
 
 def _host_name(host: str) -> str:
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
-
-
-def _too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is over {limit} bytes; send less, or raise MAX_BODY_BYTES.", details={"limit": limit})

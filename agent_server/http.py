@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from agent_server.errors import AgentServerError
+from agent_server.errors import AgentServerError, PayloadTooLarge
 from agent_server.redaction import Secrets
 from agent_server.validation import parse_body, parse_query
 
@@ -41,6 +41,11 @@ class Endpoint(msgspec.Struct, frozen=True):
     errors: Sequence[int] = ()
     is_public: bool = False
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether its path is one, with no parameter in it."""
+        return "{" not in self.path
+
     def route(self) -> Route:
         return Route(self.path, self, methods=[self.method])
 
@@ -49,15 +54,12 @@ class Endpoint(msgspec.Struct, frozen=True):
         request = Request(scope, receive, send)
         try:
             response = await self._answer(request)
-        except (AgentServerError, HTTPException):
-            raise  # on_error says what they are
         except ClientDisconnect:
             return
-        except Exception:  # the border: a route's fault is told to the log, and to the client only by its request id
-            logger.exception("%s %s failed, request %s", self.method, self.path, scope["request_id"])
-            response = failure(
-                request, AgentServerError("The server failed on this request; its log has the details under the request id.")
-            )
+        except Exception as error:  # the border: a route's fault is told to the log, and to the client only by its request id
+            if not isinstance(error, (AgentServerError, HTTPException)):
+                logger.exception("%s %s failed, request %s", self.method, self.path, scope["request_id"])
+            response = await on_error(request, error)
         if scope["method"] == "HEAD" and hasattr(response, "body_iterator"):  # a stream, whose end nobody would see
             response = Response(status_code=response.status_code, headers=response.headers)
         await response(scope, receive, send)
@@ -70,13 +72,42 @@ class Endpoint(msgspec.Struct, frozen=True):
             given.append(value)
             ignored += unknown
         if self.body is not None:
-            value, unknown = parse_body(await request.body(), self.body)
+            value, unknown = parse_body(await _body(request), self.body)
             given.append(value)
             ignored += unknown
         response = await self.handler(request, *given)
         if ignored:
             response.headers["X-Ignored-Fields"] = ", ".join(_printable(name) for name in ignored[:IGNORED_NAMES])
         return response
+
+
+class Dispatch:
+    """Finds the endpoint of a request whose path has no parameters by one look; the rest is for Starlette's router."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], routed: ASGIApp) -> None:
+        exact = [endpoint for endpoint in endpoints if endpoint.is_exact]
+        self._exact = {("HEAD", e.path): e for e in exact if e.method == "GET"} | {(e.method, e.path): e for e in exact}
+        self._routed = routed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        await (endpoint or self._routed)(scope, receive, send)
+
+
+async def _body(request: Request) -> bytes:
+    limit: int = request.app.state.server.settings.max_body
+    length = request.headers.get("content-length", "")
+    size = int(length) if length.isdigit() else 0
+    parts: list[bytes] = []
+    while size <= limit:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+        size = max(size, sum(map(len, parts)))
+    raise PayloadTooLarge(f"The body is over {limit} bytes; send less, or raise MAX_BODY_BYTES.", details={"limit": limit})
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, rename="camel"):
@@ -96,7 +127,16 @@ def reply(request: Request, value: Any, status: int = 200, headers: Mapping[str,
     """Gives a JSON response, secrets masked."""
     secrets: Secrets = request.app.state.secrets
     content, _ = secrets.encode(value)
-    return Response(content, status, headers, media_type="application/json")
+    return _JSON(content, status, headers)
+
+
+class _JSON(Response):
+    def __init__(self, content: bytes, status: int, headers: Mapping[str, str] | None) -> None:
+        # Not Starlette's own: what it looks for, a charset and headers that are set already, is not there.
+        self.status_code, self.body, self.background = status, content, None
+        self.raw_headers = [(b"content-length", b"%d" % len(content)), (b"content-type", b"application/json")]
+        if headers:
+            self.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
 def failure(request: Request, error: AgentServerError) -> Response:

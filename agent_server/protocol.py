@@ -1,13 +1,12 @@
 """HTTP/1.1 as uvicorn speaks it on httptools, with some things of our own.
 
-A response's head and body leave in one write; what is no HTTP is answered with the error envelope; the head of a request
-is bounded in size and time, since it is read before anybody's token is known; and an offer to speak HTTP/2 is passed over.
+What is no HTTP is answered with the error envelope; the head of a request is bounded in size and time, since it is read
+before anybody's token is known; and an offer to speak HTTP/2 is passed over.
 """
 
 import asyncio
 import re
 from http import HTTPStatus
-from typing import Any
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -35,7 +34,7 @@ class Protocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's says so too
-        super().connection_made(_Gathering(transport))  # type: ignore[arg-type]  # it has all that a transport has
+        super().connection_made(transport)
         self._deadline = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -82,31 +81,3 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
-
-
-class _Gathering:
-    """A transport that sends two writes of one turn of the event loop in one piece: a response's head and its body."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
-        self._written: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._written.append(data)
-        if len(self._written) > 1:
-            self._send()
-        else:
-            self._loop.call_soon(self._send)
-
-    def _send(self) -> None:
-        if self._written:
-            written, self._written = self._written, []
-            self._transport.write(b"".join(written))
-
-    def close(self) -> None:
-        self._send()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)

