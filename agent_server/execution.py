@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from agent_server.output import Excerpt, OutputEvents, Spool
+from agent_server.capture import Capture, OutputSink
+from agent_server.output import Spool
 from agent_server.pipes import Feed, Pipe
 from agent_server.redaction import Secrets
 from agent_server.spawn import Child
@@ -58,54 +59,31 @@ class Ended(CommandResult, frozen=True):
     reason: str | None
 
 
-OutputSink = Callable[[str, str, int, int], None]
-"""Takes output as it comes: stream, chunk, offset, skipped bytes."""
-
-
 class Execution:
-    """One command while it runs: its pipes, what is kept of them, and the future of its end."""
+    """One command while it runs: its process, its pipes, and the future of its end.
 
-    def __init__(self, command: Command, secrets: Secrets, spool: Spool, sink: OutputSink) -> None:
+    `stdout` and `stderr` are the read ends of its pipes, which it closes in the end. `spool` is where a long output goes.
+    """
+
+    def __init__(self, command: Command, secrets: Secrets, spool: Spool, sink: OutputSink, child: Child, stdout: int, stderr: int) -> None:
         self.command = command
-        self.child: Child | None = None
-        self.pipes: list[Pipe] = []
-        self._loop = asyncio.get_running_loop()
         self.is_done = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._secrets = secrets
-        self._spool = spool
-        self._spooling = False
-        self._events = OutputEvents(sink)
-        self._all = Excerpt(command.limit)
-        self._only: str | None = None  # the stream that has written, while it is the only one
-        self._each: dict[str, Excerpt] = {}  # kept from when both have
+        self._child = child
+        self._spool, self._sink = spool, sink
+        self._loop = asyncio.get_running_loop()
         self._began = self._ended = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
+        self._capture: Capture | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self._feed: Feed | None = None
         self._oom_kills: int | None = None
-
-    @property
-    def returncode(self) -> int | None:
-        return self.child.returncode if self.child is not None else None
-
-    @property
-    def cause(self) -> str | None:
-        """`oom` where the kernel killed for want of memory while the command ran, and something ended it with SIGKILL.
-
-        The kernel's counter is the whole machine's: it is asked only where it may be the answer.
-        """
-        was_killed = self.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        return "oom" if was_killed and self._oom_kills is not None and oom_kills() > self._oom_kills else None
-
-    def start(self, child: Child, stdout: int, stderr: int) -> None:
-        """Watches a process that was spawned, and the read ends of its pipes."""
-        self.child = child
-        for name, fd in (("stdout", stdout), ("stderr", stderr)):
-            self.pipes.append(Pipe(fd, self._secrets.stream(), partial(self._take, name), self._check))
+        self.pipes = (
+            Pipe(stdout, secrets, partial(self._take, "stdout"), self._check),
+            Pipe(stderr, secrets, partial(self._take, "stderr"), self._check),
+        )
         if child.stdin is not None:
-            self._feed = Feed(child.stdin, self.command.stdin or b"")
+            self._feed = Feed(child.stdin, command.stdin or b"")
         # Most commands are over before this: their pipes are then read once, at the end, and never watched.
-        self._timer = self._loop.call_later(WATCH_DELAY, self._watch)
+        self._timer: asyncio.TimerHandle | None = self._loop.call_later(WATCH_DELAY, self._watch)
         try:
             self._pidfd = os.pidfd_open(child.pid)
             self._loop.add_reader(self._pidfd, self._exited)
@@ -113,9 +91,25 @@ class Execution:
             self._pidfd = -1
             self._loop.run_in_executor(None, child.wait).add_done_callback(lambda _: self._exited())
 
+    @property
+    def has_exited(self) -> bool:
+        return self._child.returncode is not None
+
+    @property
+    def has_open_pipes(self) -> bool:
+        return self.pipes[0].is_open or self.pipes[1].is_open
+
+    @property
+    def cause(self) -> str | None:
+        """`oom` where the kernel killed for want of memory while the command ran, and something ended it with SIGKILL.
+
+        The kernel's counter is the whole machine's: it is asked only where it may be the answer.
+        """
+        was_killed = self._child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return "oom" if was_killed and self._oom_kills is not None and oom_kills() > self._oom_kills else None
+
     def _watch(self) -> None:
-        assert self.child is not None  # noqa: S101  # it was started
-        self._loop.run_in_executor(None, self._yield, self.child.pid)  # its system calls take a while where many run
+        self._loop.run_in_executor(None, self._yield, self._child.pid)  # its system calls take a while where many run
         for pipe in self.pipes:
             pipe.watch()
 
@@ -127,8 +121,7 @@ class Execution:
         if self._pidfd >= 0:
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
-        assert self.child is not None  # noqa: S101  # it was started
-        self.child.poll()
+        self._child.poll()
         self._ended = self._loop.time()
         self._set_timer(None)
         for pipe in self.pipes:
@@ -143,7 +136,7 @@ class Execution:
         self._timer = timer
 
     def _check(self) -> None:
-        if self.returncode is not None and not any(pipe.is_open for pipe in self.pipes):
+        if not self.has_open_pipes and self.has_exited:
             self.finish()
 
     def finish(self) -> None:
@@ -155,7 +148,8 @@ class Execution:
             pipe.let_go()
         if self._feed is not None:
             self._feed.close()
-        self._events.end()
+        if self._capture is not None:
+            self._capture.end()
         self.is_done = True
         self._wake()
 
@@ -175,48 +169,35 @@ class Execution:
             self._waiter.set_result(None)
 
     def _take(self, name: str, data: bytes) -> None:
-        if not self._spooling and self._all.total + len(data) > self.command.limit:
-            self._spooling = True
-            self._spool.write(self._all.whole(), self._resume)
-        if self._spooling:
-            self._spool.write(data, self._resume)
-            if self._spool.is_full:
-                for pipe in self.pipes:
-                    pipe.pause()
-        if self._only is None and not self._each:
-            self._only = name
-        elif self.command.is_split and self._only not in (None, name):
-            self._each = {self._only: self._all.copy(), name: Excerpt(self.command.limit)}
-            self._only = None
-        self._all.add(data)
-        if self._each:
-            self._each[name].add(data)
-        self._events.add(name, data)
+        if self._capture is None:
+            self._capture = Capture(self.command.limit, self._spool, self._sink, self._resume, is_split=self.command.is_split)
+        self._capture.add(name, data)
+        if self._capture.is_full:
+            for pipe in self.pipes:
+                pipe.pause()
 
     def _resume(self) -> None:
         if not self._spool.is_full:
             for pipe in self.pipes:
                 pipe.watch()
 
-    def _text_of(self, name: str, output: str) -> str:
-        if self._each:
-            return self._each[name].text()
-        return output if self._only == name else ""
-
     async def result(self, process_id: str, reason: str | None) -> Ended:
-        await self._spool.close()
-        code, output = self.returncode, self._all.text()
+        output = stdout = stderr = ""
+        if self._capture is not None:
+            await self._capture.close()
+            output, stdout, stderr = self._capture.texts()
+        code = self._child.returncode
         return Ended(
             output=output,
             exit_code=code if code is not None and code >= 0 else None,
             signal=_signal_name(-code) if code is not None and code < 0 else None,
             timed_out=reason == "timeout",
-            truncated=self._spooling,
-            output_file=self._spool.path if self._spooling and self._spool.error is None else None,
+            truncated=self._capture is not None and self._capture.is_spilled,
+            output_file=self._capture.file if self._capture is not None else None,
             duration=self._ended - self._began,
             process_id=process_id,
-            stdout=self._text_of("stdout", output),
-            stderr=self._text_of("stderr", output),
+            stdout=stdout,
+            stderr=stderr,
             reason=reason,
         )
 

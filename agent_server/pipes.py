@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import IO
 
 from agent_server.output import HOLD
-from agent_server.redaction import MaskedStream
+from agent_server.redaction import MaskedStream, Secrets
 
 READ_BYTES = 64 << 10
 """What a pipe holds, so what one read can bring."""
@@ -21,8 +21,9 @@ class Pipe:
     `take` gets what came, masked; `closed` is called at the end of the output. Nothing is read before `watch` or `drain`.
     """
 
-    def __init__(self, fd: int, masked: MaskedStream, take: Callable[[bytes], None], closed: Callable[[], None]) -> None:
-        self._fd, self._masked, self._take, self._closed = fd, masked, take, closed
+    def __init__(self, fd: int, secrets: Secrets, take: Callable[[bytes], None], closed: Callable[[], None]) -> None:
+        self._fd, self._secrets, self._take, self._closed = fd, secrets, take, closed
+        self._masked: MaskedStream | None = None  # many commands print nothing
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self.is_open = True
@@ -57,12 +58,7 @@ class Pipe:
         except OSError:
             data = b""
         if self._is_wanted:
-            self._give(self._masked.feed(data) if data else self._masked.end())
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            if data and self._masked.is_holding:
-                self._timer = self._loop.call_later(HOLD, self._release)
+            self._feed(data)
         elif data and self._is_watched:
             self.pause()
             self._timer = self._loop.call_later(IDLE, self.watch)
@@ -71,30 +67,41 @@ class Pipe:
             self._closed()
         return len(data)
 
-    def _release(self) -> None:
+    def _feed(self, data: bytes) -> None:
+        """Gives what is certain; all that is left where there is no more data."""
+        self._end_timer()
+        if self._masked is None:
+            if not data:
+                return
+            self._masked = self._secrets.stream()
+        self._give(self._masked.feed(data) if data else self._masked.end())
+        if data and self._masked.is_holding:
+            self._timer = self._loop.call_later(HOLD, self._release, self._masked)
+
+    def _release(self, masked: MaskedStream) -> None:
         self._timer = None
-        self._give(self._masked.release())
+        self._give(masked.release())
 
     def _give(self, data: bytes) -> None:
         if data:
             self._take(data)
 
+    def _end_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def let_go(self) -> None:
         """Gives the rest of what was read. What comes later is read and thrown away, so that nobody is stopped by it."""
         if self._is_wanted and self.is_open:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-            self._give(self._masked.end())
+            self._feed(b"")
             self.watch()
         self._is_wanted = False
 
     def close(self) -> None:
         if self.is_open:
             self.pause()
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._end_timer()
             self.is_open = False
             os.close(self._fd)
 

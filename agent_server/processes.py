@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from agent_server import proctree
+from agent_server.capture import OutputSink
 from agent_server.errors import AgentServerError, InvalidRequest, TooManyRequests
 from agent_server.events import Draft, Event, EventLog, LogUnavailable
-from agent_server.execution import Command, Ended, Execution, OutputSink, Owner
+from agent_server.execution import Command, Ended, Execution, Owner
 from agent_server.ids import new_id
 from agent_server.output import Spool
 from agent_server.pipes import Pipe
@@ -84,33 +85,37 @@ class Processes:
         """
         process_id = new_id("proc")
         shown = command.argv if isinstance(command.argv, str) else list(command.argv)
-        ids = {"processId": process_id, **({"toolCallId": owner.tool_call_id} if owner.tool_call_id else {})}
-        run = Execution(command, self._secrets, Spool(self._spill, process_id), sink or self._tell(process_id, owner))
-        started = self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner)
+        ids = {"processId": process_id, "toolCallId": owner.tool_call_id} if owner.tool_call_id else {"processId": process_id}
+        run: Execution | None = None
         self._running.add(process_id)
         try:
             if not self._recovered.is_set():
                 await self._recovered.wait()
-            await self._turn()
+            if self._has_spawned:
+                await self._turn()
+            self._has_spawned = True
+            asyncio.get_running_loop().call_soon(self._next_turn)
             try:
                 spawned = self._spawn(command, process_id)
             except (OSError, ValueError) as error:
                 failure = _not_started(command, error)
-                self._log.say(started)
+                self._log.say(self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner))
                 self._log.say(self._draft("process.exited", {**ids, "reason": f"could not be started: {failure}"}, owner))
                 raise failure from error
-            # While it runs. What finds it again after a crash is its mark in the environment, which needs no log.
-            self._log.say(started)
-            run.start(*spawned)
+            # All else is done while it runs. What finds it again after a crash is its mark in the environment, which needs no log.
+            run = Execution(command, self._secrets, Spool(self._spill, process_id), sink or self._tell(process_id, owner), *spawned)
+            self._log.say(self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner))
             reason = await self._wait(run, process_id)
             result = await run.result(process_id, reason or run.cause)
         except asyncio.CancelledError:
-            with contextlib.suppress(LogUnavailable):
-                await finish(self._abort(run, process_id, ids, owner))
+            if run is not None:  # else nothing was started, and nothing told
+                with contextlib.suppress(LogUnavailable):
+                    await finish(self._abort(run, process_id, ids, owner))
             raise
         finally:
             self._running.discard(process_id)
-            self._adopt(run)
+            if run is not None and run.has_open_pipes:
+                self._adopt(run)
         await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
         return result
 
@@ -118,15 +123,13 @@ class Processes:
         """Waits for a turn of the event loop in which nothing was spawned: it takes half a millisecond, and others want theirs."""
         while self._has_spawned:  # noqa: ASYNC110  # it is the next turn that is waited for
             await asyncio.sleep(0)
-        self._has_spawned = True
-        asyncio.get_running_loop().call_soon(self._next_turn)
 
     def _next_turn(self) -> None:
         self._has_spawned = False
 
     async def _wait(self, run: Execution, process_id: str) -> str | None:
         await run.end(run.command.timeout)
-        if not run.is_done and run.returncode is not None:
+        if not run.is_done and run.has_exited:
             await run.end(None)  # it has ended in time; only a child in the background has its output open
         if run.is_done:
             return None
@@ -134,8 +137,6 @@ class Processes:
         return "timeout"
 
     async def _abort(self, run: Execution, process_id: str, ids: Mapping[str, Any], owner: Owner) -> None:
-        if run.child is None:
-            return  # nothing was started, and nothing told
         await self._end(run, process_id)
         result = await run.result(process_id, "cancelled")
         await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
