@@ -3,11 +3,12 @@
 import hashlib
 import hmac
 import ipaddress
+import itertools
 import logging
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import MutableHeaders
@@ -50,6 +51,7 @@ class Guard:
         self._settings = settings
         self._digest = digest
         self._public = frozenset(public)
+        self._ids, self._numbers = new_id("req")[:-6], itertools.count()  # cheaper than one of its own for each
         self._noted = -math.inf
         self._refused = 0
 
@@ -57,24 +59,24 @@ class Guard:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-        given = headers.get("x-request-id", "")
-        scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else new_id("req")
+        headers = _Headers(reversed(scope["headers"]))  # of one that is repeated the first counts
+        given = headers.text("x-request-id")
+        request_id = scope["request_id"] = given if _REQUEST_ID.fullmatch(given) else f"{self._ids}{next(self._numbers):06x}"
         scope["is_authenticated"] = self._settings.auth == "none" or self._has_credentials(headers)
 
-        origin = headers.get("origin", "")
+        origin = headers.text("origin")
         is_shared = origin in self._settings.allowed_origins
 
         async def tell(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", scope["request_id"].encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if is_shared:
                     shared = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"}
                     MutableHeaders(scope=message).update(shared)
             await send(message)
 
         try:
-            if is_shared and scope.get("method") == "OPTIONS" and "access-control-request-method" in headers:
+            if is_shared and scope.get("method") == "OPTIONS" and b"access-control-request-method" in headers:
                 await Response(status_code=204, headers=PREFLIGHT)(scope, receive, tell)
                 return
             self._check(scope, headers)
@@ -86,25 +88,26 @@ class Guard:
             else:
                 await failure(Request(scope), error)(scope, receive, tell)
 
-    def _check(self, scope: Scope, headers: Mapping[str, str]) -> None:
-        if "host" not in headers and scope.get("http_version") == "1.1":
+    def _check(self, scope: Scope, headers: "_Headers") -> None:
+        host = headers.text("host")
+        if b"host" not in headers and scope.get("http_version") == "1.1":
             raise InvalidRequest("HTTP/1.1 requests need a Host header.", path="Host")  # RFC 9112, 3.2
-        if self._settings.auth == "none" and not self._is_own_host(scope, headers.get("host", "")):
+        if self._settings.auth == "none" and not self._is_own_host(scope, host):
             raise Forbidden("Without authentication only requests to this machine's own names are served; add the name to ALLOWED_HOSTS.")
-        if (origin := headers.get("origin")) is not None and not self._is_allowed_origin(origin, headers.get("host", "")):
+        if b"origin" in headers and not self._is_allowed_origin(headers.text("origin"), host):
             raise Forbidden("Requests from pages of other origins are refused; add the origin to ALLOWED_ORIGINS.")
         method = "GET" if scope.get("method") == "HEAD" else scope.get("method")
         if not scope["is_authenticated"] and (method, scope["path"]) not in self._public:
             self._note(scope)
             raise Unauthorized("Send the server's token as `Authorization: Bearer …` or `X-API-Key: …`.")
 
-    def _has_credentials(self, headers: Mapping[str, str]) -> bool:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
+    def _has_credentials(self, headers: "_Headers") -> bool:
+        scheme, _, token = headers.text("authorization").partition(" ")
         if scheme.lower() == "bearer" and matches(token.strip(), self._digest):
             return True
-        if (key := headers.get("x-api-key")) is not None and matches(key, self._digest):
+        if b"x-api-key" in headers and matches(headers.text("x-api-key"), self._digest):
             return True
-        return _is_login(headers.get("cookie", ""), self._digest)
+        return _is_login(headers.text("cookie"), self._digest)
 
     def _is_own_host(self, scope: Scope, host: str) -> bool:
         name = _host_name(host)
@@ -136,6 +139,11 @@ class Guard:
                 *(scope.get("method"), scope["path"][:100], client, self._refused),
             )
             self._noted, self._refused = now, 0
+
+
+class _Headers(dict[bytes, bytes]):
+    def text(self, name: str) -> str:
+        return self.get(name.encode(), b"").decode("latin-1")
 
 
 def login_cookie(digest: bytes, now: float | None = None) -> str:

@@ -97,16 +97,16 @@ class Dispatch:
 async def _body(request: Request) -> bytes:
     limit: int = request.app.state.server.settings.max_body
     length = request.headers.get("content-length", "")
-    size = int(length) if length.isdigit() else 0
-    parts: list[bytes] = []
-    while size <= limit:
+    is_over = length.isdigit() and int(length) > limit
+    body = bytearray()
+    while not is_over:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
-        size = max(size, sum(map(len, parts)))
+        body += message.get("body", b"")
+        is_over = len(body) > limit
+        if not is_over and not message.get("more_body", False):
+            return bytes(body)
     raise PayloadTooLarge(f"The body is over {limit} bytes; send less, or raise MAX_BODY_BYTES.", details={"limit": limit})
 
 

@@ -27,6 +27,8 @@ def parse_body(data: bytes, kind: type[T]) -> tuple[T, list[str]]:
     given = _decode(data)
     if not isinstance(given, dict):
         raise InvalidRequest("The body must be a JSON object.", path="$")
+    if given.keys() <= _plain(kind):
+        return _convert(given, kind, strict=True), []
     unknown: list[str] = []
     fields = _rename(given, kind, "", unknown)
     return _convert(fields, kind, strict=True), unknown
@@ -80,6 +82,12 @@ def _rename_nested(value: Any, kinds: Mapping[Any, type[msgspec.Struct]], place:
         kind = kinds.get(tag if isinstance(tag, str) else None)
         return _rename(value, kind, f"{place}.", unknown) if kind is not None else value
     return value
+
+
+@cache
+def _plain(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The fields of a type without nested ones, in their own spelling: there is nothing to rename where no other is given."""
+    return frozenset() if _nested(kind) else frozenset(member.encode_name for member in msgspec.structs.fields(kind))
 
 
 @cache
