@@ -21,7 +21,8 @@ from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
 from agent_server.gateway.route import Gateways
 from agent_server.guard import Guard
-from agent_server.http import Dispatch, Endpoint, on_error
+from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
+from agent_server.http import routes as routes_of
 from agent_server.logs import LogEvents
 from agent_server.processes import Processes, ProcessIndex
 from agent_server.proctree import Reaper
@@ -40,12 +41,12 @@ BASE_DELAY = 1.0
 """Seconds after the start at which the workspace's state is recorded, unless something is to change it before."""
 
 
-def endpoints() -> list[Endpoint]:
+def endpoints() -> list[Endpoint | Socket | Raw]:
     """Gives the routes of every module of `routes`, and the document of them all.
 
     Errors: whatever a module's import raises, and AttributeError for one without ROUTES: the server must not start.
     """
-    found: list[Endpoint] = []
+    found: list[Endpoint | Socket | Raw] = []
     for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda m: m.name):
         found += importlib.import_module(f"{routes.__name__}.{module.name}").ROUTES
     return [*found, openapi.endpoint(found)]
@@ -54,15 +55,16 @@ def endpoints() -> list[Endpoint]:
 def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Starlette:
     """Makes the application. It works once its lifespan has begun."""
     offered = endpoints()
-    app = Starlette(routes=[endpoint.route() for endpoint in offered], lifespan=_lifespan)
+    app = Starlette(routes=routes_of(offered), lifespan=_lifespan)
     app.router.redirect_slashes = False
-    # Endpoints answer for their own errors; what is left is the router's: no such route, no such method.
+    app.router.default = missing
+    # Endpoints answer for their own errors; what is left is the router's: no such method.
     routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
     app.middleware_stack = Guard(
         Dispatch(offered, routed),
         settings=settings,
         digest=token_digest,
-        public=[(e.method, e.path) for e in offered if e.is_public],
+        public=[(e.method, e.path) for e in offered if isinstance(e, Endpoint) and e.is_public],
     )
     app.state.secrets = secrets
     app.state.server = _wire(settings, data, secrets, token_digest)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import MutableHeaders
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -68,7 +68,7 @@ class Guard:
         is_shared = origin in self._settings.allowed_origins
 
         async def tell(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if is_shared:
                     shared = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"}
@@ -83,10 +83,7 @@ class Guard:
             await self._app(scope, receive, tell)
         except AgentServerError as error:
             # Only our own: what routes raise has become a response by now.
-            if scope["type"] == "websocket":
-                await send({"type": "websocket.close", "code": 1008, "reason": error.code})
-            else:
-                await failure(Request(scope), error)(scope, receive, tell)
+            await failure(HTTPConnection(scope), error)(scope, receive, tell)
 
     def _check(self, scope: Scope, headers: "_Headers") -> None:
         host = headers.text("host")

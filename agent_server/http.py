@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from agent_server.errors import AgentServerError, PayloadTooLarge
 from agent_server.redaction import Secrets
@@ -46,9 +47,6 @@ class Endpoint(msgspec.Struct, frozen=True):
         """Whether its path is one, with no parameter in it."""
         return "{" not in self.path
 
-    def route(self) -> Route:
-        return Route(self.path, self, methods=[self.method])
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, as an ASGI application."""
         request = Request(scope, receive, send)
@@ -81,11 +79,107 @@ class Endpoint(msgspec.Struct, frozen=True):
         return response
 
 
+class Socket(msgspec.Struct, frozen=True):
+    """One WebSocket route. The handler accepts the socket; an error it raises before that is the answer to the handshake."""
+
+    path: str
+    handler: Callable[[WebSocket], Awaitable[None]]
+    summary: str
+
+    @property
+    def method(self) -> str:
+        return "GET"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        socket = WebSocket(scope, receive, send)
+        try:
+            await self.handler(socket)
+        except WebSocketDisconnect:
+            return
+        except Exception as error:  # the border, as for an Endpoint
+            if not isinstance(error, (AgentServerError, HTTPException)):
+                logger.exception("WS %s failed, request %s", self.path, scope["request_id"])
+            if socket.application_state is WebSocketState.CONNECTING:
+                await (await on_error(socket, error))(scope, receive, send)
+            elif socket.application_state is WebSocketState.CONNECTED:
+                await socket.close(1011)
+
+
+class Raw(msgspec.Struct, frozen=True):
+    """A path, for HTTP with any method and for WebSockets, that an ASGI application answers by itself.
+
+    An AgentServerError that it raises before its answer has begun becomes the envelope.
+    """
+
+    path: str
+    app: ASGIApp
+    summary: str
+
+    @property
+    def method(self) -> str:
+        return "GET"  # and every other
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def tell(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, tell)
+        except ClientDisconnect:
+            return
+        except Exception as error:  # the border, as for an Endpoint
+            if not isinstance(error, AgentServerError):
+                logger.exception("%s failed, request %s", self.path, scope["request_id"])
+            if has_begun:
+                raise
+            await (await on_error(HTTPConnection(scope), error))(scope, receive, send)
+
+
+def routes(offered: Sequence[Endpoint | Socket | Raw]) -> list[BaseRoute]:
+    """Gives what Starlette's router takes: of each path one for HTTP, so that a 405 names all its methods, and one for WebSockets."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for one in offered:
+        if isinstance(one, Endpoint):
+            by_path.setdefault(one.path, {})[one.method] = one
+    of_endpoints = [Route(path, _Methods(methods), methods=[*methods]) for path, methods in by_path.items()]
+    sockets = [WebSocketRoute(one.path, one) for one in offered if isinstance(one, Socket)]
+    return [*of_endpoints, *sockets, *(_RawRoute(one.path, one) for one in offered if isinstance(one, Raw))]
+
+
+class _Methods:
+    def __init__(self, methods: Mapping[str, Endpoint]) -> None:
+        self._methods = methods
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._methods["GET" if scope["method"] == "HEAD" else scope["method"]](scope, receive, send)
+
+
+class _RawRoute(Route):
+    def __init__(self, path: str, app: ASGIApp) -> None:
+        super().__init__(path, app, methods=None)
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        # Starlette's own takes no WebSockets.
+        return super().matches({**scope, "type": "http", "method": "GET"}) if scope["type"] == "websocket" else super().matches(scope)
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+async def missing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers for a path that no route has."""
+    await (await on_error(HTTPConnection(scope), HTTPException(404)))(scope, receive, send)
+
+
 class Dispatch:
     """Finds the endpoint of a request whose path has no parameters by one look; the rest is for Starlette's router."""
 
-    def __init__(self, endpoints: Sequence[Endpoint], routed: ASGIApp) -> None:
-        exact = [endpoint for endpoint in endpoints if endpoint.is_exact]
+    def __init__(self, offered: Sequence[Endpoint | Socket | Raw], routed: ASGIApp) -> None:
+        exact = [one for one in offered if isinstance(one, Endpoint) and one.is_exact]
         self._exact = {("HEAD", e.path): e for e in exact if e.method == "GET"} | {(e.method, e.path): e for e in exact}
         self._routed = routed
 
@@ -123,7 +217,7 @@ class ErrorReply(msgspec.Struct, frozen=True):
     error: ErrorDetail
 
 
-def reply(request: Request, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def reply(request: HTTPConnection, value: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Gives a JSON response, secrets masked."""
     secrets: Secrets = request.app.state.secrets
     content, _ = secrets.encode(value)
@@ -139,7 +233,7 @@ class _JSON(Response):
             self.raw_headers += [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 
-def failure(request: Request, error: AgentServerError) -> Response:
+def failure(request: HTTPConnection, error: AgentServerError) -> Response:
     """Gives the error envelope."""
     headers = {"Retry-After": str(round(error.retry_after))} if error.retry_after is not None else {}
     if error.status == 401:
@@ -151,7 +245,7 @@ def envelope(error: AgentServerError, request_id: str) -> ErrorReply:
     return ErrorReply(ErrorDetail(error.code, error.message, error.details, request_id))
 
 
-async def on_error(request: Request, error: Exception) -> Response:
+async def on_error(request: HTTPConnection, error: Exception) -> Response:
     """Turns any exception of a route into the envelope. What is no error of ours says nothing of its cause."""
     if isinstance(error, AgentServerError):
         return failure(request, error)
@@ -167,10 +261,10 @@ def _fault() -> AgentServerError:
     return AgentServerError("The server failed on this request; its log has the details under the request id.")
 
 
-def _of_http(request: Request, error: HTTPException) -> AgentServerError:
+def _of_http(request: HTTPConnection, error: HTTPException) -> AgentServerError:
     messages = {
         404: f"There is nothing at {request.url.path}; GET /openapi.json lists the routes.",
-        405: f"{request.url.path} does not take {request.method}; the Allow header lists what it takes.",
+        405: f"{request.url.path} does not take {request.scope.get('method')}; the Allow header lists what it takes.",
     }
     code = _HTTP_CODES.get(error.status_code, "INVALID_REQUEST")
     return AgentServerError(messages.get(error.status_code, error.detail), code=code)

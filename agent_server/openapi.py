@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from agent_server import __version__
 from agent_server.guard import COOKIE
-from agent_server.http import Endpoint, ErrorReply, reply
+from agent_server.http import Endpoint, ErrorReply, Raw, Socket, reply
 
 _REASONS = {
     200: "The answer",
@@ -32,8 +32,9 @@ _REASONS = {
 }
 
 
-def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """Gives the document of these routes."""
+def document(routes: Sequence[Endpoint | Socket | Raw]) -> dict[str, Any]:
+    """Gives the document of these routes. WebSockets and what an application answers by itself are described in words."""
+    endpoints = [route for route in routes if isinstance(route, Endpoint)]
     named = [kind for e in endpoints for kind in (e.body, e.query, *(one for answer in e.replies.values() for one in _each(answer)))]
     kinds = {kind for kind in named if kind is not None and not isinstance(kind, str)}
     ordered = [*sorted(kinds, key=lambda kind: kind.__name__), ErrorReply]
@@ -42,6 +43,9 @@ def document(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in endpoints:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, by_kind, components)
+    for route in routes:
+        if not isinstance(route, Endpoint):
+            paths.setdefault(route.path, {})[route.method.lower()] = _described(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "agent-server", "version": __version__},
@@ -63,9 +67,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
         "operationId": f"{endpoint.method.lower()}{re.sub('[^A-Za-z0-9]+', '_', endpoint.path)}".rstrip("_"),
         "summary": endpoint.summary,
     }
-    parameters = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in re.findall("{(.+?)}", endpoint.path)
-    ]
+    parameters = _path_parameters(endpoint.path)
     if endpoint.query is not None:
         schema = components[endpoint.query.__name__]
         required = schema.get("required", ())
@@ -82,6 +84,18 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
     if endpoint.is_public:
         operation["security"] = []
     return operation
+
+
+def _described(route: Socket | Raw) -> dict[str, Any]:
+    upgrade = {"101": {"description": "Switching to the WebSocket protocol"}} if isinstance(route, Socket) else {}
+    operation = {"summary": route.summary, "responses": {**upgrade, "default": {"description": "As the summary says"}}}
+    parameters = _path_parameters(route.path)
+    return {**operation, "parameters": parameters} if parameters else operation
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    names = re.findall("{([^:}]+)", path)
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names]
 
 
 def _response(status: int, answer: Any, schemas: Mapping[Any, Any]) -> dict[str, Any]:
@@ -116,11 +130,11 @@ class Document(msgspec.Struct, frozen=True):
     openapi: str
 
 
-def endpoint(endpoints: Sequence[Endpoint]) -> Endpoint:
+def endpoint(routes: Sequence[Endpoint | Socket | Raw]) -> Endpoint:
     """Gives the route that shows the document of these routes, and of itself."""
 
     async def show(request: Request) -> Response:
-        return reply(request, document([*endpoints, shown]))
+        return reply(request, document([*routes, shown]))
 
     shown = Endpoint("GET", "/openapi.json", show, "This document", replies={200: Document})
     return shown

@@ -21,7 +21,7 @@ from agent_server.datadir import DataDirectory
 from agent_server.errors import SettingsError
 from agent_server.events import LogUnavailable
 from agent_server.logs import to_stderr
-from agent_server.protocol import Protocol
+from agent_server.protocol import Protocol, websocket_protocol
 from agent_server.redaction import Secrets
 from agent_server.server import Server
 from agent_server.settings import Settings, load
@@ -65,7 +65,7 @@ def _serve(settings: Settings) -> int:
         app,
         loop="uvloop",
         http=Protocol,
-        ws="none",
+        ws=websocket_protocol,  # type: ignore[arg-type]  # called as a class would be,
         lifespan="off",  # _Uvicorn's own
         log_config=None,
         access_log=False,
