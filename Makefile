@@ -13,7 +13,7 @@ demo: $(VENV)/run.stamp  ## Run a whole task, end to end: on the model of your k
 serve: $(VENV)/run.stamp  ## Run the server on this folder's ./workspace
 	@WORKSPACE_DIR=$${WORKSPACE_DIR:-$(CURDIR)/workspace} DATA_DIR=$${DATA_DIR:-$(CURDIR)/.data} $(BIN)/agent-server serve
 
-test: $(VENV)/dev.stamp
+test: $(VENV)/dev.stamp $(VENV)/node.stamp
 	$(BIN)/python -m pytest -q $(ARGS)
 
 check: $(VENV)/dev.stamp
@@ -47,4 +47,8 @@ $(VENV)/run.stamp: requirements.lock pyproject.toml | $(BIN)/python
 
 $(VENV)/dev.stamp: requirements-dev.lock $(VENV)/run.stamp
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/node.stamp: tests/node/package-lock.json $(VENV)/dev.stamp
+	$(BIN)/python -m tests.nodejs ci
 	@touch $@
