@@ -15,7 +15,7 @@ from agent_server import openapi, routes
 from agent_server.agents import AGENTS
 from agent_server.checkpoints import Checkpoints
 from agent_server.datadir import DataDirectory
-from agent_server.events import EventLog
+from agent_server.events.log import EventLog
 from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway

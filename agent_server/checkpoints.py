@@ -13,7 +13,8 @@ from typing import Any
 
 from agent_server.changes import Changes, shown
 from agent_server.errors import AgentServerError, NotFound
-from agent_server.events import Draft, EventLog
+from agent_server.events import Draft
+from agent_server.events.log import EventLog
 from agent_server.git import Spawn
 from agent_server.shadow import Shadow
 from agent_server.tasks import Task, find, tasks_that_changed

@@ -7,7 +7,8 @@ give the same messages, and so the same bytes. Every tool call has exactly one r
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from agent_server.events import Event, EventLog
+from agent_server.events import Event
+from agent_server.events.log import EventLog
 from agent_server.messages import Image, Message, Part, Text, ToolCall
 
 NOT_RUN = "Not run: the task ended before this call began."

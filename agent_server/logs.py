@@ -5,7 +5,8 @@ import logging
 import sys
 import time
 
-from agent_server.events import Draft, EventLog
+from agent_server.events import Draft
+from agent_server.events.log import EventLog
 from agent_server.redaction import Secrets
 from agent_server.settings import Settings
 
@@ -23,14 +24,15 @@ def to_stderr(settings: Settings, secrets: Secrets) -> None:
 
 
 class LogEvents(logging.Handler):
-    """Adds our own lines, and others' warnings, to the event log."""
+    """Adds our own lines, and others' warnings, to the event log; not what is wrong with the log itself, which could go round for ever."""
 
     def __init__(self, log: EventLog) -> None:
         super().__init__(logging.INFO)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING and not record.name.startswith("agent_server"):
+        is_own = record.name.startswith("agent_server")
+        if (record.levelno < logging.WARNING and not is_own) or record.name.startswith("agent_server.events."):
             return
         level = "ERROR" if record.levelno >= logging.ERROR else record.levelname
         self._log.say_from_any_thread(

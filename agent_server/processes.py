@@ -21,7 +21,8 @@ from typing import Any
 from agent_server import proctree
 from agent_server.capture import OutputSink
 from agent_server.errors import AgentServerError, InvalidRequest, TooManyRequests
-from agent_server.events import Draft, Event, EventLog, LogUnavailable
+from agent_server.events import Draft, Event, LogUnavailable
+from agent_server.events.log import EventLog
 from agent_server.execution import Command, Ended, Execution, Owner
 from agent_server.ids import new_id
 from agent_server.output import Spool

@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 
 from agent_server.conversation import Conversation
-from agent_server.events import Draft, Event, EventLog
+from agent_server.events import Draft, Event
+from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
 from agent_server.messages import Message
 from agent_server.processes import Processes

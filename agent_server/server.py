@@ -7,7 +7,7 @@ from starlette.requests import Request
 
 from agent_server.checkpoints import Checkpoints
 from agent_server.datadir import DataDirectory
-from agent_server.events import EventLog
+from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway
 from agent_server.processes import Processes
 from agent_server.proctree import Reaper

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 
 from agent_server.errors import NotFound
-from agent_server.events import Event, EventLog
+from agent_server.events import Event
+from agent_server.events.log import EventLog
 from agent_server.wire import timestamp
 
 TERMINAL = frozenset({"task.completed", "task.failed"})

@@ -19,7 +19,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_server.events import PAGE_EVENTS, RING_BYTES, SEQUENCE_BLOCK, Draft, Event, EventLog, LogUnavailable, tail
+from agent_server.events import Draft, Event, LogUnavailable
+from agent_server.events.log import PAGE_EVENTS, RING_BYTES, EventLog, tail
+from agent_server.events.store import SEQUENCE_BLOCK
 from agent_server.processes import ProcessIndex
 from agent_server.redaction import Secrets
 from agent_server.tasks import TaskIndex
@@ -220,7 +222,8 @@ async def test_what_was_promised_outlives_a_kill(tmp_path: Path) -> None:
     script = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from agent_server.events import Draft, EventLog
+from agent_server.events import Draft
+from agent_server.events.log import EventLog
 from agent_server.redaction import Secrets
 
 async def main():

@@ -14,7 +14,8 @@ import pytest
 
 from agent_server import proctree
 from agent_server.errors import InvalidRequest
-from agent_server.events import Event, EventLog
+from agent_server.events import Event
+from agent_server.events.log import EventLog
 from agent_server.execution import DRAIN, Command, Ended, Owner
 from agent_server.ids import new_id
 from agent_server.processes import LEFTOVERS, Processes, ProcessIndex

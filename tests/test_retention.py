@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from agent_server.events import CONTEXT, Draft, Event, EventLog
+from agent_server.events import CONTEXT, Draft, Event
+from agent_server.events.log import EventLog
+from agent_server.events.retention import CHECK_EVERY
 from agent_server.processes import ProcessIndex
 from agent_server.redaction import Secrets
-from agent_server.retention import CHECK_EVERY
 from agent_server.tasks import TaskIndex
 from tests.test_events import opened, tables
 

@@ -11,7 +11,8 @@ from starlette.responses import Response
 
 from agent_server import wire
 from agent_server.errors import InvalidRequest
-from agent_server.events import Event, tail
+from agent_server.events import Event
+from agent_server.events.log import tail
 from agent_server.http import Endpoint, reply
 from agent_server.routes.tasks import EVENTS, ResumeQuery
 from agent_server.server import server_of
