@@ -38,9 +38,14 @@ class Checkpoints:
         self._spawn = spawn
         self._opening: asyncio.Task[Shadow] | None = None
 
+    @property
+    def is_ready(self) -> bool:
+        opening = self._opening
+        return opening is not None and opening.done() and not opening.cancelled() and opening.exception() is None
+
     async def ready(self) -> None:
         """Returns when the state at the first start is recorded: nothing of ours may change the workspace before. Errors: none."""
-        if self._opening is not None and self._opening.done() and not self._opening.cancelled() and self._opening.exception() is None:
+        if self.is_ready:
             return
         if self._opening is None or (self._opening.done() and self._opening.exception() is not None):
             self._opening = asyncio.create_task(self._open())

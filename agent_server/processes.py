@@ -181,7 +181,7 @@ class Processes:
         kept: list[int] = []
         given: list[int] = []
         try:
-            for _ in ("stdout", "stderr"):
+            for _ in range(2):
                 reading, writing = os.pipe()
                 kept.append(reading)
                 given.append(writing)

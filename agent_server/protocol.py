@@ -1,7 +1,7 @@
 """HTTP/1.1 as uvicorn speaks it on httptools, with some things of our own.
 
-What is no HTTP is answered with the error envelope; the head of a request is bounded in size and time, since it is read
-before anybody's token is known; and an offer to speak HTTP/2 is passed over.
+A response's head and body leave in one write; what is no HTTP is answered with the error envelope; the head of a request
+is bounded in size and time, since it is read before anybody's token is known; and an offer to speak HTTP/2 is passed over.
 """
 
 import asyncio
@@ -43,7 +43,8 @@ class Protocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's says so too
-        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # each write leaves at once, before what else is to be done in this turn
+        super().connection_made(_Gathering(transport))  # type: ignore[arg-type]  # it has all that a transport has
         self._deadline = self.loop.call_later(HEAD_SECONDS, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -90,3 +91,33 @@ class Protocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+class _Gathering:
+    """A transport that sends two writes of one turn of the event loop in one piece: a response's head and its body."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._written: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._written is None:
+            self._written = data
+            self._loop.call_soon(self._send)
+        else:
+            data, self._written = self._written + data, None
+            self._transport.write(data)
+
+    def _send(self) -> None:
+        if self._written is not None:
+            data, self._written = self._written, None
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._send()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

@@ -120,6 +120,10 @@ class Sessions:
 
     # What clients ask for
 
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
     async def ready(self) -> None:
         """Returns when the tasks of before the start are queued again; what a killed server left running is ended by then."""
         await self._ready.wait()

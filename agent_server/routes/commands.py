@@ -45,11 +45,13 @@ async def execute(request: Request, body: ExecuteRequest) -> Response:
     if body.background or body.pty:
         field = "background" if body.background else "pty"
         raise InvalidRequest(f"{field}: it is not offered by this version; leave the field out.", path=field)
-    _check_environment(body.env)
     _check_argv(body.command)
-    server.secrets.add((value for name, value in body.env.items() if is_credential(name)), is_own=False)
-    await server.sessions.ready()  # until then every command is taken for one of the server before
-    await server.checkpoints.ready()
+    if body.env:
+        _check_environment(body.env)
+        server.secrets.add((value for name, value in body.env.items() if is_credential(name)), is_own=False)
+    if not (server.sessions.is_ready and server.checkpoints.is_ready):
+        await server.sessions.ready()  # until then every command is taken for one of the server before
+        await server.checkpoints.ready()
     stdin = body.stdin.encode() if body.stdin is not None else None
     command = Command(body.command, server.workspace.resolve(body.cwd, field="cwd"), body.env, stdin, body.timeout / 1000)
     ended = await server.processes.run(command)
@@ -78,7 +80,7 @@ def _check_environment(env: dict[str, str]) -> None:
 
 
 def _check_argv(command: str | list[str]) -> None:
-    if any("\0" in part for part in ([command] if isinstance(command, str) else command)):
+    if "\0" in (command if isinstance(command, str) else "".join(command)):
         raise InvalidRequest("command: it cannot contain a NUL character.", path="command")
 
 
