@@ -12,13 +12,12 @@ import msgspec
 
 from agent_server.conversation import INTERRUPTED
 from agent_server.errors import AgentServerError
-from agent_server.events import Draft, LogUnavailable
+from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.execution import Command, Owner
 from agent_server.ids import new_id
 from agent_server.messages import ToolCall
 from agent_server.output import make_room
-from agent_server.prompts import nested_instructions
-from agent_server.run import Run
+from agent_server.run import Caller, Run
 from tools import MAX_BYTES, MAX_LINES, CommandResult, ToolError, ToolResult
 
 logger = logging.getLogger(__name__)
@@ -46,14 +45,14 @@ def _is_read_only(run: Run, call: ToolCall) -> bool:
 
 
 async def _run_side_by_side(run: Run, calls: Sequence[ToolCall]) -> None:
-    fresh = [_started(run, call, sync=False) for call in calls if call.id not in run.begun]
+    fresh = [started(run, call, sync=False) for call in calls if call.id not in run.begun]
     if fresh:
         await run.append(*fresh)
     run.begun.update(call.id for call in calls)
     try:
         async with asyncio.TaskGroup() as group:
             for call in calls:
-                group.create_task(_finish(run, call))
+                group.create_task(settle(run, call))
     except* LogUnavailable as errors:
         raise errors.exceptions[0] from None
 
@@ -62,17 +61,18 @@ async def _run_one(run: Run, call: ToolCall) -> None:
     if call.id in run.begun:
         await run.append(run.draft("tool.finished", interrupted(call, INTERRUPTED)))
         return
-    await run.append(_started(run, call, sync=call.name in run.tools))
+    await run.append(started(run, call, sync=call.name in run.tools))
     run.begun.add(call.id)
-    await _finish(run, call)
+    await settle(run, call)
 
 
-def _started(run: Run, call: ToolCall, *, sync: bool) -> Draft:
+def started(caller: Caller, call: ToolCall, *, sync: bool) -> Draft:
+    """What the log says before a call runs."""
     try:
         given = msgspec.json.decode(call.arguments or "{}")
     except (msgspec.DecodeError, RecursionError):
         given = call.arguments
-    return run.draft("tool.started", {"toolCallId": call.id, "tool": call.name, "input": given}, sync=sync)
+    return caller.draft("tool.started", {"toolCallId": call.id, "tool": call.name, "input": given}, sync=sync)
 
 
 def interrupted(call: ToolCall, output: str) -> dict[str, Any]:
@@ -80,13 +80,14 @@ def interrupted(call: ToolCall, output: str) -> dict[str, Any]:
     return {"toolCallId": call.id, "tool": call.name, "output": output, "isError": True, "interrupted": True, "duration_ms": 0}
 
 
-async def _finish(run: Run, call: ToolCall) -> None:
+async def settle(caller: Caller, call: ToolCall) -> Event:
+    """Runs a call that is in the log as started, and gives the event that says how it ended. Errors: LogUnavailable."""
     began = time.monotonic()
-    result = await _result(run, call)
+    result = await _result(caller, call)
     data: dict[str, Any] = {
         "toolCallId": call.id,
         "tool": call.name,
-        "output": await _bounded(run, result.content),
+        "output": await _bounded(caller, result.content),
         "isError": result.is_error,
         "interrupted": False,
         "duration_ms": round((time.monotonic() - began) * 1000),
@@ -96,16 +97,17 @@ async def _finish(run: Run, call: ToolCall) -> None:
         data["diff"] = details.pop("diff")
     if details:
         data["details"] = details
-    await run.append(run.draft("tool.finished", data))
+    (event,) = await caller.append(caller.draft("tool.finished", data))
+    return event
 
 
-async def _result(run: Run, call: ToolCall) -> ToolResult:
-    tool = run.tools.get(call.name)
+async def _result(caller: Caller, call: ToolCall) -> ToolResult:
+    tool = caller.tools.get(call.name)
     try:
         if tool is None:
-            raise ToolError(f"There is no tool {call.name!r}; there are {', '.join(run.tools)}.")
-        arguments = tool.parse(run.arguments.pop(call.id, call.arguments))
-        return await tool.run(arguments, Context(run, call))
+            raise ToolError(f"There is no tool {call.name!r}; there are {', '.join(caller.tools)}.")
+        arguments = tool.parse(caller.arguments.pop(call.id, call.arguments))
+        return await tool.run(arguments, Context(caller, call))
     except (ToolError, AgentServerError) as error:
         return ToolResult(f"Error: {error}", is_error=True)
     except Exception as error:  # the border: a tool's fault must not end the task
@@ -113,12 +115,12 @@ async def _result(run: Run, call: ToolCall) -> ToolResult:
         return ToolResult(f"Error: the tool itself failed ({type(error).__name__}); try another way.", is_error=True)
 
 
-async def _bounded(run: Run, text: str) -> str:
+async def _bounded(caller: Caller, text: str) -> str:
     """Gives a text within the limits of a tool result; the whole of a longer one goes into a file."""
     if text.count("\n") <= MAX_LINES and len(text.encode("utf-8", "replace")) <= MAX_BYTES:
         return text
-    path = run.around.outputs / f"{new_id('out')}.txt"
-    await asyncio.to_thread(_spill, path, run.around.secrets.mask(text))
+    path = caller.around.outputs / f"{new_id('out')}.txt"
+    await asyncio.to_thread(_spill, path, caller.around.secrets.mask(text))
     head = "".join(text.splitlines(keepends=True)[:MAX_LINES])
     head = head.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
     return f"{head}\n[cut: the whole is in {path}; read or grep that file]"
@@ -130,43 +132,39 @@ def _spill(path: Path, text: str) -> None:
 
 
 class Context:
-    """What a call gets of the server: the ToolContext of this run."""
+    """What a call gets of the server: its ToolContext."""
 
-    def __init__(self, run: Run, call: ToolCall) -> None:
-        self._run = run
+    def __init__(self, caller: Caller, call: ToolCall) -> None:
+        self._caller = caller
         self._call = call
 
     @property
     def workspace(self) -> Path:
-        return self._run.around.workspace.root
+        return self._caller.around.workspace.root
 
     @property
     def spill_folder(self) -> Path:
-        return self._run.around.outputs
+        return self._caller.around.outputs
 
     def resolve(self, path: str, *, write: bool = False) -> Path:
         try:
-            return self._run.around.workspace.resolve(path, also=None if write else self.spill_folder)
+            return self._caller.around.workspace.resolve(path, also=None if write else self.spill_folder)
         except AgentServerError as error:
             raise ToolError(error.message) from error
 
     async def run(
         self, command: str | Sequence[str], *, cwd: Path | None = None, timeout: float, limit: int = MAX_BYTES, live: bool = False
     ) -> CommandResult:
-        task = self._run.task
         wanted = Command(command, cwd or self.workspace, timeout=timeout, limit=limit, is_split=False)
-        owner = Owner(task.session_id, task.task_id, self._call.id)
-        return await self._run.around.processes.run(wanted, owner, self._say if live else _ignore)
+        owner = Owner(self._caller.session_id, self._caller.task_id, self._call.id)
+        return await self._caller.around.processes.run(wanted, owner, self._say if live else _ignore)
 
     def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
         data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}
-        self._run.around.log.say(self._run.draft("tool.output", data))
+        self._caller.say(self._caller.draft("tool.output", data))
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
-        seen = self._run.conversation.instructions
-        found = nested_instructions(self.workspace, path, seen)
-        seen.update(found)  # calls side by side show them once
-        return found
+        return self._caller.nested_instructions(path)
 
 
 def _ignore(stream: str, chunk: str, offset: int, skipped: int) -> None:

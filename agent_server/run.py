@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -13,6 +13,7 @@ from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
 from agent_server.messages import Message
 from agent_server.processes import Processes
+from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
 from agent_server.tasks import Task
 from agent_server.workspace import Workspace
@@ -29,6 +30,32 @@ class Surroundings(msgspec.Struct, frozen=True):
     workspace: Workspace
     outputs: Path
     tools: Mapping[str, Tool]
+
+
+class Caller(Protocol):
+    """On whose behalf calls run: a task at work, or whoever calls the tools over MCP."""
+
+    around: Surroundings
+    tools: Mapping[str, Tool]
+    arguments: dict[str, str]
+
+    @property
+    def session_id(self) -> str: ...
+
+    @property
+    def task_id(self) -> str | None: ...
+
+    def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
+        """Makes an event of this caller."""
+
+    async def append(self, *drafts: Draft) -> list[Event]:
+        """Adds events and returns when they are durable. Errors: LogUnavailable."""
+
+    def say(self, draft: Draft) -> None:
+        """Adds an event that nobody waits for: the output of a call."""
+
+    def nested_instructions(self, path: Path) -> Mapping[str, str]:
+        """What ToolContext gives of it, once."""
 
 
 class Run(msgspec.Struct):
@@ -54,6 +81,14 @@ class Run(msgspec.Struct):
     arguments: dict[str, str] = msgspec.field(default_factory=dict)
     _posted: "list[asyncio.Future[None]]" = msgspec.field(default_factory=list)
 
+    @property
+    def session_id(self) -> str:
+        return self.task.session_id
+
+    @property
+    def task_id(self) -> str:
+        return self.task.task_id
+
     def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
         return Draft(kind, data, self.task.session_id, self.task.task_id, sync)
 
@@ -77,3 +112,12 @@ class Run(msgspec.Struct):
             if committed.done():  # what is not is safe in the journal
                 committed.result()
         return events
+
+    def say(self, draft: Draft) -> None:
+        self.around.log.say(draft)
+
+    def nested_instructions(self, path: Path) -> Mapping[str, str]:
+        seen = self.conversation.instructions
+        found = nested_instructions(self.around.workspace.root, path, seen)
+        seen.update(found)  # calls side by side show them once
+        return found
