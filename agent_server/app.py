@@ -24,6 +24,9 @@ from agent_server.guard import Guard
 from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
 from agent_server.http import routes as routes_of
 from agent_server.logs import LogEvents
+from agent_server.mcp.calls import CallIndex, Calls
+from agent_server.mcp.server import McpServer
+from agent_server.metrics import Metrics
 from agent_server.processes import Processes, ProcessIndex
 from agent_server.proctree import Reaper
 from agent_server.redaction import Secrets
@@ -60,19 +63,22 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
     app.router.default = missing
     # Endpoints answer for their own errors; what is left is the router's: no such method.
     routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
+    server = app.state.server = _wire(settings, data, secrets, token_digest)
     app.middleware_stack = Guard(
         Dispatch(offered, routed),
         settings=settings,
         digest=token_digest,
+        traffic=server.metrics.traffic,
         public=[(e.method, e.path) for e in offered if isinstance(e, Endpoint) and e.is_public],
     )
     app.state.secrets = secrets
-    app.state.server = _wire(settings, data, secrets, token_digest)
     return app
 
 
 def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
-    log = EventLog(data.path / "events.db", secrets, (TaskIndex(), ProcessIndex()), max_bytes=settings.max_log)
+    tools = load_tools()
+    metrics = Metrics(tools)
+    log = EventLog(data.path / "events.db", secrets, (TaskIndex(), ProcessIndex(), CallIndex(), metrics), max_bytes=settings.max_log)
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
     reaper = Reaper()
@@ -85,10 +91,13 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         processes=processes,
         workspace=workspace,
         outputs=data.outputs.resolve(),
-        tools=load_tools(),
+        tools=tools,
     )
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
-    return Server(settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, reaper, token_digest)
+    mcp = McpServer(Calls(around, sessions.agent), settings.max_body)
+    return Server(
+        settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, reaper, token_digest, mcp, metrics
+    )
 
 
 @asynccontextmanager
@@ -99,11 +108,12 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(server.reaper.run()), group.create_task(_record_base(server))]
-            work = group.create_task(_work(server))
+            background = [group.create_task(work) for work in (server.reaper.run(), server.metrics.run(), _record_base(server))]
+            work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]
             yield
             await server.sessions.drain(0)
-            await work
+            await server.mcp.drain(0)
+            await asyncio.wait(work)
             for task in background:
                 task.cancel()
     finally:

@@ -20,6 +20,7 @@ from agent_server.datadir import matches
 from agent_server.errors import AgentServerError, Forbidden, InvalidRequest, Unauthorized
 from agent_server.http import failure
 from agent_server.ids import new_id
+from agent_server.metrics import Traffic
 from agent_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -32,10 +33,11 @@ COOKIE_SECONDS = 12 * 3600
 REFUSALS_SECONDS = 60
 """Seconds between two log lines on requests without a valid token."""
 
-EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, Retry-After"
+EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, Retry-After, Mcp-Session-Id"
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-API-Key, X-Request-Id",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-API-Key, X-Request-Id, "
+    "Mcp-Session-Id, Mcp-Protocol-Version",
     "Access-Control-Max-Age": "600",
 }
 """What pages of an allowed origin may send and see."""
@@ -46,10 +48,11 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Guard:
     """Lets in who has the token, or without authentication who speaks to this machine by one of its own names."""
 
-    def __init__(self, app: ASGIApp, *, settings: Settings, digest: bytes, public: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, app: ASGIApp, *, settings: Settings, digest: bytes, traffic: Traffic, public: Sequence[tuple[str, str]]) -> None:
         self._app = app
         self._settings = settings
         self._digest = digest
+        self._traffic = traffic
         self._public = frozenset(public)
         self._ids, self._numbers = new_id("req")[:-6], itertools.count()  # cheaper than one of its own for each
         self._noted = -math.inf
@@ -66,13 +69,21 @@ class Guard:
 
         origin = headers.text("origin")
         is_shared = origin in self._settings.allowed_origins
+        is_stream = False
 
         async def tell(message: Message) -> None:
+            nonlocal is_stream
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                self._traffic.answers[min(message["status"] // 100, 5)] += 1
+                is_stream = _is_stream(message.get("headers", ()))
+                self._traffic.streams += is_stream
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
                 if is_shared:
                     shared = {"Access-Control-Allow-Origin": origin, "Access-Control-Expose-Headers": EXPOSED, "Vary": "Origin"}
                     MutableHeaders(scope=message).update(shared)
+            elif message["type"] == "websocket.accept":
+                is_stream = True
+                self._traffic.streams += 1
             await send(message)
 
         try:
@@ -84,6 +95,8 @@ class Guard:
         except AgentServerError as error:
             # Only our own: what routes raise has become a response by now.
             await failure(HTTPConnection(scope), error)(scope, receive, tell)
+        finally:
+            self._traffic.streams -= is_stream
 
     def _check(self, scope: Scope, headers: "_Headers") -> None:
         host = headers.text("host")
@@ -141,6 +154,12 @@ class Guard:
 class _Headers(dict[bytes, bytes]):
     def text(self, name: str) -> str:
         return self.get(name.encode(), b"").decode("latin-1")
+
+
+def _is_stream(headers: Sequence[tuple[bytes, bytes]]) -> bool:
+    if headers and headers[0][0] == b"content-length":  # as nearly all replies begin
+        return False
+    return any(name.lower() == b"content-type" and value.startswith(b"text/event-stream") for name, value in headers)
 
 
 def login_cookie(digest: bytes, now: float | None = None) -> str:

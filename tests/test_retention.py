@@ -97,6 +97,13 @@ async def test_what_conversations_are_made_of_is_never_removed(tmp_path: Path) -
         await flood(log, output(), CHECK_EVERY * 4)
 
 
+async def test_the_results_of_calls_without_a_task_go_as_all_else_does(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=LIMIT) as log:
+        await flood(log, Draft("tool.finished", {"toolCallId": "call_1", "tool": "read", "output": FILL}, "mcp"), 2000)
+        await settle(log)
+        assert used(log) < LIMIT * 1.3
+
+
 async def everything(log: EventLog, **how: Any) -> list[Event]:
     log.end_follows()
     return [event async for event in log.follow(**how)]

@@ -86,7 +86,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     """One tool. `run` gets validated arguments; it may raise ToolError, and is cancelled at any await.
 
     `read_only` promises that a call changes nothing: such calls run side by side and are repeated after a crash.
-    `description` and the arguments' descriptions are prompts.
+    `description` and the arguments' descriptions are prompts. `source` says whose it is: `builtin`, `integration`, `mcp:NAME`.
     """
 
     name: str
@@ -94,6 +94,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     arguments: type[msgspec.Struct]
     run: Callable[[Any, ToolContext], Awaitable[ToolResult]]
     read_only: bool = False
+    source: str = "builtin"
 
     @cached_property
     def parameters(self) -> dict[str, Any]:

@@ -110,8 +110,9 @@ def _take_in(db: sqlite3.Connection, journal: Journal, indexes: Sequence[Index])
 
 def row_of(event: Event, encoded: bytes) -> Row:
     """Gives the row of an event whose data is `encoded` as JSON."""
-    is_context = 1 if event.type in CONTEXT else None
-    return (event.seq, event.time, event.type, event.session_id, event.task_id, is_context, encoded.decode())
+    # Of a call without a task no conversation is made.
+    is_context = event.type in CONTEXT and (event.task_id is not None or event.type != "tool.finished")
+    return (event.seq, event.time, event.type, event.session_id, event.task_id, 1 if is_context else None, encoded.decode())
 
 
 def event_of(row: tuple[int, int, str, str | None, str | None, str]) -> Event:

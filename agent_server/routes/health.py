@@ -78,7 +78,7 @@ class LoginReply(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def root(request: Request) -> Response:
-    links = {"health": "/health", "openapi": "/openapi.json", "run": "/run", "events": "/events"}
+    links = {"health": "/health", "openapi": "/openapi.json", "run": "/run", "events": "/events", "tools": "/tools", "mcp": "/mcp"}
     return reply(request, Root("agent-server", __version__, links))
 
 

@@ -1,0 +1,1 @@
+"""The Model Context Protocol: this instance's tools as a server of it."""

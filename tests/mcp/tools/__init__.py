@@ -1,0 +1,1 @@
+"""Tools for the conformance suite alone."""
