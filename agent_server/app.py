@@ -27,7 +27,8 @@ from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
-from agent_server.processes import Processes, ProcessIndex
+from agent_server.process_index import ProcessIndex
+from agent_server.processes import Processes
 from agent_server.proctree import Reaper
 from agent_server.redaction import Secrets
 from agent_server.run import Surroundings
@@ -118,7 +119,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
                 task.cancel()
     finally:
         logging.getLogger().removeHandler(handler)
-        await server.processes.kill_all()
+        await server.processes.close()
         await server.gateway.close()
         await server.log.close()
 

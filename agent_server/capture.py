@@ -29,6 +29,19 @@ class Capture:
         return self._spool.is_full
 
     @property
+    def total(self) -> int:
+        return self._all.total
+
+    @property
+    def floor(self) -> int:
+        """The offset from which on the output is in memory."""
+        return self._all.floor
+
+    def since(self, offset: int) -> bytes:
+        """Gives the output from an offset on, which is not below `floor`."""
+        return self._all.since(offset)
+
+    @property
     def file(self) -> Path | None:
         """Where the whole is, if it is longer than what is kept."""
         return self._spool.path if self.is_spilled and self._spool.error is None else None

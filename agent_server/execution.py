@@ -15,6 +15,7 @@ from agent_server.output import Spool
 from agent_server.pipes import Feed, Pipe
 from agent_server.redaction import Secrets
 from agent_server.spawn import Child
+from agent_server.terminals import TerminalSize
 from tools import CommandResult
 
 DRAIN = 2.0
@@ -30,7 +31,7 @@ OOM_SCORE = b"500"
 
 class Command(msgspec.Struct, frozen=True):
     """What to run. `argv` is a sequence for execve, or a string for bash. Units: `timeout` seconds, `limit` bytes kept of
-    each of stdout, stderr and both together."""
+    each of stdout, stderr and both together. In the background its input stays open; with `pty` it has a terminal."""
 
     argv: str | Sequence[str]
     cwd: Path
@@ -39,6 +40,13 @@ class Command(msgspec.Struct, frozen=True):
     timeout: float | None = None
     limit: int = 1 << 20
     is_split: bool = True  # keep stdout and stderr apart as well
+    is_merged: bool = False  # one pipe for both, which keeps their order; all of it is stdout
+    is_background: bool = False
+    pty: TerminalSize | None = None
+
+    @property
+    def takes_input(self) -> bool:
+        return self.stdin is not None or self.is_background
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -62,10 +70,20 @@ class Ended(CommandResult, frozen=True):
 class Execution:
     """One command while it runs: its process, its pipes, and the future of its end.
 
-    `stdout` and `stderr` are the read ends of its pipes, which it closes in the end. `spool` is where a long output goes.
+    `outputs` are the read ends of stdout and stderr, or a terminal's, and `stdin` the write end of its input: it closes them in
+    the end. `spool` is where a long output goes.
     """
 
-    def __init__(self, command: Command, secrets: Secrets, spool: Spool, sink: OutputSink, child: Child, stdout: int, stderr: int) -> None:
+    def __init__(
+        self,
+        command: Command,
+        secrets: Secrets,
+        spool: Spool,
+        sink: OutputSink,
+        child: Child,
+        outputs: Sequence[int],
+        stdin: int | None,
+    ) -> None:
         self.command = command
         self.is_done = False
         self._child = child
@@ -74,14 +92,14 @@ class Execution:
         self._began = self._ended = self._loop.time()
         self._capture: Capture | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._feed: Feed | None = None
+        self._more: asyncio.Event | None = None
+        self.feed: Feed | None = None
         self._oom_kills: int | None = None
-        self.pipes = (
-            Pipe(stdout, secrets, partial(self._take, "stdout"), self._check),
-            Pipe(stderr, secrets, partial(self._take, "stderr"), self._check),
-        )
-        if child.stdin is not None:
-            self._feed = Feed(child.stdin, command.stdin or b"")
+        self.pipes = [
+            Pipe(fd, secrets, partial(self._take, name), self._check) for fd, name in zip(outputs, ("stdout", "stderr"), strict=False)
+        ]
+        if stdin is not None:
+            self.feed = Feed(stdin, command.stdin or b"", ends=not command.is_background, is_terminal=command.pty is not None)
         # Most commands are over before this: their pipes are then read once, at the end, and never watched.
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(WATCH_DELAY, self._watch)
         try:
@@ -92,12 +110,16 @@ class Execution:
             self._loop.run_in_executor(None, child.wait).add_done_callback(lambda _: self._exited())
 
     @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
     def has_exited(self) -> bool:
         return self._child.returncode is not None
 
     @property
     def has_open_pipes(self) -> bool:
-        return self.pipes[0].is_open or self.pipes[1].is_open
+        return self.pipes[0].is_open or self.pipes[-1].is_open
 
     @property
     def cause(self) -> str | None:
@@ -146,12 +168,13 @@ class Execution:
         self._set_timer(None)
         for pipe in self.pipes:
             pipe.let_go()
-        if self._feed is not None:
-            self._feed.close()
+        if self.feed is not None:
+            self.feed.close()
         if self._capture is not None:
             self._capture.end()
         self.is_done = True
         self._wake()
+        self._tell_more()
 
     async def end(self, timeout: float | None) -> None:
         """Waits for the end, or so many seconds; `is_done` tells which."""
@@ -175,6 +198,35 @@ class Execution:
         if self._capture.is_full:
             for pipe in self.pipes:
                 pipe.pause()
+        self._tell_more()
+
+    def _tell_more(self) -> None:
+        if self._more is not None:
+            self._more.set()
+            self._more = None
+
+    @property
+    def total(self) -> int:
+        """Bytes of its output so far, masked."""
+        return self._capture.total if self._capture is not None else 0
+
+    @property
+    def floor(self) -> int:
+        """The offset from which on the output is in memory."""
+        return self._capture.floor if self._capture is not None else 0
+
+    def since(self, offset: int) -> bytes:
+        """Gives the output from an offset on, which is not below `floor`."""
+        return self._capture.since(offset) if self._capture is not None else b""
+
+    async def more(self) -> None:
+        """Waits for more output, or the end."""
+        if self._more is None:
+            self._more = asyncio.Event()
+        await self._more.wait()
+
+    def resize(self, size: TerminalSize) -> None:
+        self.pipes[0].resize(size)
 
     def _resume(self) -> None:
         if not self._spool.is_full:

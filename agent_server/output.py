@@ -23,6 +23,9 @@ EVENT_RATE = 64 << 10
 """Bytes of one command's output that become events: a first burst, then so many a second. The rest is in the file, and
 the next event tells how many bytes were skipped."""
 
+PIECE = 4096
+"""Bytes up to which small pieces of output are kept as one: each object takes some 40 bytes more than its content."""
+
 SPOOL_MAX = 256 << 20
 """Bytes of a spilled output at the most: a command that prints for ever must not fill the disk."""
 
@@ -51,8 +54,15 @@ class Excerpt:
             self._head += data[:room]
             data = data[room:]
         if data:
-            self._tail.append(data[-self._rest :])
-            self._tail_size += len(self._tail[-1])
+            if len(data) > self._rest:
+                data = data[-self._rest :]
+                self._tail.clear()
+                self._tail_size = 0
+            self._tail_size += len(data)
+            if self._tail and len(self._tail[-1]) + len(data) <= PIECE:
+                self._tail[-1] += data
+            else:
+                self._tail.append(data)
             while self._tail_size - len(self._tail[0]) >= self._rest:
                 self._tail_size -= len(self._tail.popleft())
 
@@ -65,6 +75,25 @@ class Excerpt:
     @property
     def is_cut(self) -> bool:
         return self.total > self._half + self._rest
+
+    @property
+    def floor(self) -> int:
+        """The offset from which on everything is kept."""
+        floor = self.total - self._tail_size
+        return floor if floor > len(self._head) else 0
+
+    def since(self, offset: int) -> bytes:
+        """Gives everything from this offset on, which is not below `floor`."""
+        wanted = self.total - offset
+        parts: deque[bytes] = deque()
+        for piece in reversed(self._tail):
+            if wanted <= 0:
+                break
+            parts.appendleft(piece[-wanted:])
+            wanted -= len(piece)
+        if wanted > 0:
+            parts.appendleft(bytes(self._head[-wanted:]))
+        return b"".join(parts)
 
     def whole(self) -> bytes:
         """Everything so far; only while nothing was cut."""
@@ -265,7 +294,9 @@ class OutputEvents:
     def _emit(self, text: str) -> None:
         skipped, self._skipped = self._skipped, 0
         self._send(self._stream, text, self._start, skipped)
-        self._start = self._offset
+        decoder = self._decoders.get(self._stream)
+        # Of a character that came in part nothing is in this chunk.
+        self._start = self._offset - (len(decoder.getstate()[0]) if decoder is not None else 0)
 
     def end(self) -> None:
         """Gives the rest, and what was skipped last."""

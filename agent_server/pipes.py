@@ -2,11 +2,13 @@
 
 import asyncio
 import os
+import select
+from collections import deque
 from collections.abc import Callable
-from typing import IO
 
 from agent_server.output import HOLD
 from agent_server.redaction import MaskedStream, Secrets
+from agent_server.terminals import END_OF_FILE, TerminalSize, set_size
 
 READ_BYTES = 64 << 10
 """What a pipe holds, so what one read can bring."""
@@ -16,7 +18,7 @@ IDLE = 0.02
 
 
 class Pipe:
-    """One output pipe, read until its end; after `let_go` what comes is thrown away.
+    """One output pipe, or a terminal, read until its end; after `let_go` what comes is thrown away.
 
     `take` gets what came, masked; `closed` is called at the end of the output. Nothing is read before `watch` or `drain`.
     """
@@ -30,6 +32,11 @@ class Pipe:
         self._is_watched = False
         self._is_wanted = True
         os.set_blocking(fd, False)
+
+    def resize(self, size: TerminalSize) -> None:
+        """Gives a terminal another size."""
+        if self.is_open:
+            set_size(self._fd, size)
 
     def watch(self) -> None:
         """Reads whatever comes from here on."""
@@ -55,7 +62,7 @@ class Pipe:
             data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
             return 0
-        except OSError:
+        except OSError:  # of a terminal that no program has open
             data = b""
         if self._is_wanted:
             self._feed(data)
@@ -107,26 +114,104 @@ class Pipe:
 
 
 class Feed:
-    """Writes a command's stdin without waiting for it, then closes it."""
+    """A command's input: written as it is taken, without waiting for it.
 
-    def __init__(self, file: IO[bytes], data: bytes) -> None:
-        self._file, self._data = file, memoryview(data)
+    With `ends` it ends after `data`, else after `end`. On a terminal the end is Ctrl-D, and more may follow.
+    """
+
+    def __init__(self, fd: int, data: bytes, *, ends: bool, is_terminal: bool) -> None:
+        self._fd, self._is_terminal = fd, is_terminal
         self._loop = asyncio.get_running_loop()
-        os.set_blocking(file.fileno(), False)
-        self._loop.add_writer(file.fileno(), self._write)
+        self._data: deque[memoryview] = deque()
+        self._room: asyncio.Event | None = None
+        self._is_watched = self._is_ending = False
+        self.is_open = True
+        self.pending = 0  # bytes that nobody has taken yet
+        os.set_blocking(fd, False)
+        self.add(data)
+        if ends:
+            self.end()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether it takes no more."""
+        return self._is_ending or not self.is_open
+
+    @property
+    def has_reader(self) -> bool:
+        """Whether somebody could read it: what waits in a pipe tells nothing of that, but its other end is open."""
+        if self.is_ended:
+            return False
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+    def add(self, data: bytes) -> None:
+        """Takes what is to be written. Bounds are the caller's: `pending`, `room`."""
+        if data and self.is_open:
+            self._data.append(memoryview(data))
+            self.pending += len(data)
+            self._watch()
+
+    def end(self) -> None:
+        """Ends the input after what was added."""
+        if self._is_terminal:
+            self.add(END_OF_FILE)
+        else:
+            self._is_ending = True
+            if self._data:
+                self._watch()
+            else:
+                self.close()
+
+    async def room(self, size: int) -> None:
+        """Returns when fewer bytes are waiting than this, or none will be taken any more."""
+        while self.is_open and self.pending >= size:
+            if self._room is None:
+                self._room = asyncio.Event()
+            await self._room.wait()
+
+    def _watch(self) -> None:
+        if self.is_open and not self._is_watched:
+            self._is_watched = True
+            self._loop.add_writer(self._fd, self._write)
 
     def _write(self) -> None:
         try:
-            self._data = self._data[os.write(self._file.fileno(), self._data[:READ_BYTES]) :]
+            if self._data:
+                self._advance(os.write(self._fd, self._data[0][:READ_BYTES]))
         except BlockingIOError:
             return
-        except OSError:  # it does not read, or has ended
-            self._data = self._data[:0]
-        if not self._data:
+        except OSError:  # nobody reads it any more
             self.close()
+            return
+        if self._data:
+            return
+        if self._is_ending:
+            self.close()
+        else:
+            self._is_watched = False
+            self._loop.remove_writer(self._fd)
+
+    def _advance(self, count: int) -> None:
+        self.pending -= count
+        first = self._data.popleft()
+        if count < len(first):
+            self._data.appendleft(first[count:])
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def close(self) -> None:
         """Gives up what was not taken: a child in the background may have it open, and never read it."""
-        if not self._file.closed:
-            self._loop.remove_writer(self._file.fileno())
-            self._file.close()
+        if self.is_open:
+            self.is_open = False
+            if self._is_watched:
+                self._loop.remove_writer(self._fd)
+            os.close(self._fd)
+            self._data.clear()
+            self.pending = 0
+            self._tell_room()

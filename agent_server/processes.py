@@ -7,55 +7,40 @@ the event loop, which costs a third of asyncio's own subprocesses.
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import pwd
 import shutil
-import sqlite3
-import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from agent_server import proctree
 from agent_server.capture import OutputSink
-from agent_server.errors import AgentServerError, InvalidRequest, TooManyRequests
-from agent_server.events import Draft, Event, LogUnavailable
+from agent_server.errors import Conflict, Draining, TooManyRequests
+from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
 from agent_server.execution import Command, Ended, Execution, Owner
 from agent_server.ids import new_id
+from agent_server.launch import launch, not_started
 from agent_server.output import Spool
 from agent_server.pipes import Pipe
+from agent_server.process import Process
+from agent_server.process_index import unfinished
 from agent_server.redaction import Secrets
-from agent_server.spawn import Child, spawn
+from agent_server.terminals import TYPE
 
 logger = logging.getLogger(__name__)
 
-LONGEST_ARGUMENT = 100_000
-"""Bytes of a shell command that are passed as an argument (the kernel's limit is 128 KiB); a longer one is read from a file."""
+BACKGROUND = 128
+TERMINALS = 64
+"""Commands in the background at the same time, and how many of them may have a terminal: each keeps up to 512 KiB of output."""
+
+CLOSE_WAIT = 3.0
+"""Seconds that commands which were killed at a stop get until their ends are logged: more than DRAIN."""
 
 LEFTOVERS = 128
 """Pipes of ended commands that are still read so that their background children are not stopped by a full or closed pipe."""
-
-
-class ProcessIndex:
-    """The table `open_processes`: commands whose end is not in the log."""
-
-    version = 1
-    tables: Sequence[str] = ("open_processes",)
-    schema: Sequence[str] = ("CREATE TABLE open_processes (process_id TEXT PRIMARY KEY, session_id TEXT, task_id TEXT) WITHOUT ROWID",)
-
-    def apply(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
-        ended = {event.data["processId"] for event in events if event.type == "process.exited"}
-        for event in events:
-            # Most commands begin and end in one transaction, and leave no trace here.
-            if event.type == "process.started" and event.data["processId"] not in ended:
-                db.execute(
-                    "INSERT OR IGNORE INTO open_processes VALUES (?, ?, ?)", (event.data["processId"], event.session_id, event.task_id)
-                )
-        if ended:
-            db.executemany("DELETE FROM open_processes WHERE process_id = ?", [(process_id,) for process_id in ended])
 
 
 class Processes:
@@ -64,14 +49,16 @@ class Processes:
     def __init__(self, log: EventLog, secrets: Secrets, environment: Mapping[str, str], spill_folder: Path, mark: str) -> None:
         self._log = log
         self._secrets = secrets
-        self._shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
-        self._environment = {**_defaults(self._shell), **_light_locale(environment)}
+        self.shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
+        self._environment = {**_defaults(self.shell), **_light_locale(environment)}
         self._spill = spill_folder
         self._mark = mark
         self._no_input = os.open(os.devnull, os.O_RDONLY)
         self._has_spawned = False
         self._leftovers: list[Pipe] = []
-        self._running: set[str] = set()
+        self._running: dict[str, Process] = {}  # in the order in which they were asked for
+        self._attending: set[asyncio.Task[None]] = set()
+        self._is_closed = False
         self._recovered = asyncio.Event()
         self._recovered.set()
 
@@ -79,16 +66,51 @@ class Processes:
     def running(self) -> int:
         return len(self._running)
 
+    def list(self) -> "list[Process]":
+        """Gives the commands that run, in the order in which they began."""
+        return [process for process in self._running.values() if process.has_begun]
+
+    def get(self, process_id: str) -> Process | None:
+        """Gives a command that runs."""
+        process = self._running.get(process_id)
+        return process if process is not None and process.has_begun else None
+
+    def newest_reading_stdin(self) -> Process | None:
+        """Gives the newest command whose input is open."""
+        return next((process for process in reversed(self.list()) if process.reads_input), None)
+
     async def run(self, command: Command, owner: Owner = Owner(), sink: OutputSink | None = None) -> Ended:  # noqa: B008  # frozen
         """Runs a command to its end, and tells it as process.started, process.output (unless `sink` takes it) and process.exited.
 
         Errors: InvalidRequest when it cannot be started. Cancellation: the whole tree is dead before it is raised.
         """
-        process_id = new_id("proc")
-        shown = command.argv if isinstance(command.argv, str) else list(command.argv)
-        ids = {"processId": process_id, "toolCallId": owner.tool_call_id} if owner.tool_call_id else {"processId": process_id}
-        run: Execution | None = None
-        self._running.add(process_id)
+        return await self._attend(await self._begin(command, owner, sink))
+
+    async def start(self, command: Command, owner: Owner = Owner(), sink: OutputSink | None = None) -> Process:  # noqa: B008  # frozen
+        """Starts a command that `is_background`, and returns when its start is in the log. It ends by itself, by `end` or with the server.
+
+        Errors: InvalidRequest when it cannot be started, TooManyRequests when too many run.
+        """
+        self._check_room(command)
+        process = await self._begin(command, owner, sink)
+        work = asyncio.create_task(self._see_off(process))
+        self._attending.add(work)
+        work.add_done_callback(self._attending.discard)
+        await self._log.append()
+        return process
+
+    def _check_room(self, command: Command) -> None:
+        if self._is_closed:
+            raise Draining("The server is stopping; start commands when it is up again.")
+        behind = [process for process in self._running.values() if process.command.is_background]
+        if len(behind) >= BACKGROUND:
+            raise TooManyRequests(f"{BACKGROUND} commands run in the background; end some (DELETE /processes/ID).")
+        if command.pty is not None and sum(process.size is not None for process in behind) >= TERMINALS:
+            raise TooManyRequests(f"{TERMINALS} terminals are open; end some (DELETE /processes/ID).")
+
+    async def _begin(self, command: Command, owner: Owner, sink: OutputSink | None) -> Process:
+        process = Process(new_id("proc"), command, owner)
+        self._running[process.process_id] = process
         try:
             if not self._recovered.is_set():
                 await self._recovered.wait()
@@ -97,28 +119,19 @@ class Processes:
             self._has_spawned = True
             asyncio.get_running_loop().call_soon(self._next_turn)
             try:
-                spawned = self._spawn(command, process_id)
+                launched = launch(command, self._variables(process), shell=self.shell, no_input=self._no_input)
             except (OSError, ValueError) as error:
-                failure = _not_started(command, error)
-                self._log.say(self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner))
-                self._log.say(self._draft("process.exited", {**ids, "reason": f"could not be started: {failure}"}, owner))
+                failure = not_started(command, error)
+                reason = f"could not be started: {failure}"
+                self._log.say(self._started(process), self._draft("process.exited", {**_ids(process), "reason": reason}, owner))
                 raise failure from error
-            # All else is done while it runs. What finds it again after a crash is its mark in the environment, which needs no log.
-            run = Execution(command, self._secrets, Spool(self._spill, process_id), sink or self._tell(process_id, owner), *spawned)
-            self._log.say(self._draft("process.started", {**ids, "command": shown, "cwd": str(command.cwd)}, owner))
-            reason = await self._wait(run, process_id)
-            result = await run.result(process_id, reason or run.cause)
-        except asyncio.CancelledError:
-            if run is not None:  # else nothing was started, and nothing told
-                with contextlib.suppress(LogUnavailable):
-                    await finish(self._abort(run, process_id, ids, owner))
+        except BaseException:
+            del self._running[process.process_id]
             raise
-        finally:
-            self._running.discard(process_id)
-            if run is not None and run.has_open_pipes:
-                self._adopt(run)
-        await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
-        return result
+        # All else is done while it runs. What finds it again after a crash is its mark in the environment, which needs no log.
+        process.begin(Execution(command, self._secrets, Spool(self._spill, process.process_id), sink or self._tell(process), *launched))
+        self._log.say(self._started(process))
+        return process
 
     async def _turn(self) -> None:
         """Waits for a turn of the event loop in which nothing was spawned: it takes half a millisecond, and others want theirs."""
@@ -128,28 +141,73 @@ class Processes:
     def _next_turn(self) -> None:
         self._has_spawned = False
 
-    async def _wait(self, run: Execution, process_id: str) -> str | None:
+    def _variables(self, process: Process) -> dict[str, str]:
+        command = process.command
+        fitting = {"TERM": TYPE} if command.pty is not None else {}
+        mark = {proctree.VARIABLE: f"{self._mark}/{process.process_id}"}
+        return {**self._environment, "PWD": str(command.cwd), **fitting, **command.env, **mark}
+
+    async def _attend(self, process: Process) -> Ended:
+        """Waits for a command's end, and tells it."""
+        run = process.execution
+        try:
+            await self._wait(process)
+            result = await run.result(process.process_id, process.reason or run.cause)
+        except asyncio.CancelledError:
+            with contextlib.suppress(LogUnavailable):
+                await finish(self._abort(process))
+            raise
+        finally:
+            del self._running[process.process_id]
+            process.settle()
+            if run.has_open_pipes:
+                self._adopt(run)
+        await self._tell_end(process, result)
+        return result
+
+    async def _see_off(self, process: Process) -> None:
+        try:
+            await self._attend(process)
+        except LogUnavailable as error:
+            logger.error("the end of %s could not be logged: %s", process.process_id, error)
+
+    async def _wait(self, process: Process) -> None:
+        run = process.execution
         await run.end(run.command.timeout)
         if not run.is_done and run.has_exited:
             await run.end(None)  # it has ended in time; only a child in the background has its output open
-        if run.is_done:
-            return None
-        await self._end(run, process_id)
-        return "timeout"
+        if not run.is_done:
+            process.reason = process.reason or "timeout"
+            await self._end(process)
 
-    async def _abort(self, run: Execution, process_id: str, ids: Mapping[str, Any], owner: Owner) -> None:
-        await self._end(run, process_id)
-        result = await run.result(process_id, "cancelled")
-        await self._log.append(self._draft("process.exited", {**ids, **_end(result)}, owner))
+    async def _abort(self, process: Process) -> None:
+        process.reason = process.reason or "cancelled"
+        await self._end(process)
+        await self._tell_end(process, await process.execution.result(process.process_id, process.reason))
 
-    async def _end(self, run: Execution, process_id: str) -> None:
-        await self.kill(process_id)
-        await run.end(proctree.KILL_WAIT)
-        run.finish()  # a process in an uninterruptible sleep cannot be waited for
+    async def _end(self, process: Process) -> None:
+        await self.kill(process.process_id)
+        await process.execution.end(proctree.KILL_WAIT)
+        process.execution.finish()  # a process in an uninterruptible sleep cannot be waited for
 
-    async def kill(self, process_id: str) -> None:
-        """Ends a command's whole tree: SIGTERM, 2 s, SIGKILL. Also what it left in the background."""
-        await proctree.kill(f"{self._mark}/{process_id}")
+    async def end(self, process_id: str) -> None:
+        """Ends a command's whole tree, and returns when its end is in the log; of one that has ended, what it left in the background.
+
+        Errors: Conflict when a part of it cannot be ended.
+        """
+        process = self.get(process_id)
+        if process is not None and not process.has_exited:
+            process.reason = process.reason or "killed"
+        left = await self.kill(process_id)
+        if left:
+            numbers = ", ".join(map(str, sorted(left)))
+            raise Conflict(f"The kernel does not end {numbers} of it yet; try again later.", details={"pids": sorted(left)})
+        if process is not None:
+            await process.wait()
+
+    async def kill(self, process_id: str) -> set[int]:
+        """Ends a command's whole tree: SIGTERM, 2 s, SIGKILL. Also what it left in the background. Gives what cannot be ended."""
+        return await proctree.kill(f"{self._mark}/{process_id}")
 
     async def kill_all(self, *, grace: float = proctree.TERM_GRACE) -> int:
         """Ends every command of this data directory, also those of a server that was killed. Gives how many there were."""
@@ -168,52 +226,47 @@ class Processes:
             count = await self.kill_all()
             if count:
                 logger.warning("%d processes were left running by the server before this one; they were ended", count)
-            rows = await self._log.query(lambda db: db.execute("SELECT process_id, session_id, task_id FROM open_processes").fetchall())
             reason = "the server ended before it"
-            left = [row for row in rows if row[0] not in self._running]
+            left = [row for row in await unfinished(self._log) if row[0] not in self._running]
             await self._log.append(*(Draft("process.exited", {"processId": p, "reason": reason}, s, t) for p, s, t in left))
         finally:
             self._recovered.set()
 
-    def _spawn(self, command: Command, process_id: str) -> tuple[Child, int, int]:
-        env = {**self._environment, "PWD": str(command.cwd), **command.env, proctree.VARIABLE: f"{self._mark}/{process_id}"}
-        stdin = self._no_input if command.stdin is None else subprocess.PIPE
-        kept: list[int] = []
-        given: list[int] = []
-        try:
-            for _ in range(2):
-                reading, writing = os.pipe()
-                kept.append(reading)
-                given.append(writing)
-            argv, script = self._argv(command.argv)
-            given += script
-            child = spawn(argv, cwd=command.cwd, env=env, stdin=stdin, stdout=given[0], stderr=given[1], pass_fds=script)
-        except BaseException:
-            for fd in kept:
-                os.close(fd)
-            raise
-        finally:
-            for fd in given:
-                os.close(fd)
-        return child, kept[0], kept[1]
+    async def close(self) -> None:
+        """Ends every command, and returns when the ends of those in the background are in the log."""
+        self._is_closed = True
+        for process in self.list():
+            if not process.has_exited:
+                process.reason = process.reason or "the server was stopped"
+        await self.kill_all()
+        if self._attending:
+            await asyncio.wait(self._attending, timeout=CLOSE_WAIT)
+            for process in self.list():
+                process.execution.finish()
+            await asyncio.gather(*self._attending)
+        for pipe in self._leftovers:
+            pipe.close()
 
-    def _argv(self, argv: str | Sequence[str]) -> tuple[list[str], list[int]]:
-        """Gives the arguments, and the descriptors that they name."""
-        if not isinstance(argv, str):
-            return list(argv), []
-        text = os.fsencode(argv)
-        if len(text) <= LONGEST_ARGUMENT:
-            return [self._shell, "-c", argv], []
-        # In memory: a script may hold secrets, and what is on disk outlives it.
-        script = os.memfd_create("script")
-        with open(script, "wb", closefd=False) as file:
-            file.write(text)
-        return [self._shell, f"/dev/fd/{script}"], [script]
+    def _started(self, process: Process) -> Draft:
+        command = process.command
+        shown = command.argv if isinstance(command.argv, str) else [*command.argv]
+        data: dict[str, Any] = {**_ids(process), "command": shown, "cwd": str(command.cwd)}
+        if command.is_background:
+            data["background"] = True
+        if command.pty is not None:
+            data["pty"] = {"cols": command.pty.cols, "rows": command.pty.rows}
+        return self._draft("process.started", data, process.owner)
+
+    async def _tell_end(self, process: Process, result: Ended) -> None:
+        process.ended = result
+        await self._log.append(self._draft("process.exited", {**_ids(process), **_end(result)}, process.owner))
 
     def _draft(self, kind: str, data: Mapping[str, Any], owner: Owner) -> Draft:
         return Draft(kind, data, owner.session_id, owner.task_id)
 
-    def _tell(self, process_id: str, owner: Owner) -> OutputSink:
+    def _tell(self, process: Process) -> OutputSink:
+        process_id, owner = process.process_id, process.owner
+
         def send(stream: str, chunk: str, offset: int, skipped: int) -> None:
             data = {
                 "processId": process_id,
@@ -241,10 +294,17 @@ async def finish(work: Any) -> Any:
     return task.result()
 
 
+def _ids(process: Process) -> dict[str, str]:
+    call = process.owner.tool_call_id
+    return {"processId": process.process_id, "toolCallId": call} if call else {"processId": process.process_id}
+
+
 def _end(result: Ended) -> dict[str, Any]:
     data: dict[str, Any] = {"exitCode": result.exit_code} if result.signal is None else {"signal": result.signal}
     if result.reason is not None:
         data["reason"] = result.reason
+    if result.output_file is not None:
+        data["outputFile"] = str(result.output_file)
     return {**data, "duration_ms": round(result.duration * 1000)}
 
 
@@ -263,20 +323,3 @@ def _light_locale(environment: Mapping[str, str]) -> dict[str, str]:
     if environment.get("LANG", "").upper().replace("-", "") != "C.UTF8" or "LC_ALL" in environment:
         return dict(environment)
     return {"LC_CTYPE": "C.UTF-8", **{name: value for name, value in environment.items() if name != "LANG"}}
-
-
-def _not_started(command: Command, error: OSError | ValueError) -> AgentServerError:
-    if not isinstance(error, OSError):
-        return InvalidRequest(f"The command, its folder or its variables hold what no process can take: {error}.", path="command")
-    if error.errno in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        return TooManyRequests(f"No process can be started now: {error.strerror}; end some commands, or try again later.")
-    if not command.cwd.is_dir():
-        what = "is no folder" if command.cwd.exists() else "does not exist"
-        return InvalidRequest(f"{command.cwd} {what}; name a folder that exists.", path="cwd")
-    if not os.access(command.cwd, os.X_OK):
-        return InvalidRequest(f"The folder {command.cwd} cannot be entered: {error.strerror}.", path="cwd")
-    if error.errno == errno.E2BIG:
-        advice = "An argument or variable may have 128 KiB, all together about 2 MiB; pass long texts by stdin or a file."
-        return InvalidRequest(f"The command cannot be run: {error.strerror}. {advice}", path="command")
-    name = "the shell" if isinstance(command.argv, str) else repr(command.argv[0][:200])
-    return InvalidRequest(f"{name} cannot be run: {error.strerror}. Check that it is installed and executable.", path="command")

@@ -22,7 +22,7 @@ import pytest
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.events.log import PAGE_EVENTS, RING_BYTES, EventLog, tail
 from agent_server.events.store import SEQUENCE_BLOCK
-from agent_server.processes import ProcessIndex
+from agent_server.process_index import ProcessIndex
 from agent_server.redaction import Secrets
 from agent_server.tasks import TaskIndex
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -265,3 +266,24 @@ def test_the_oldest_outputs_go_when_all_together_are_too_large(tmp_path: Path) -
         os.utime(file, (number, number))
     make_room(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.txt", "2.txt", "3.txt"]
+
+
+@given(st.lists(st.binary(max_size=9_000), max_size=40), st.integers(2, 20_000))
+def test_what_an_excerpt_keeps_can_be_read_from_any_offset(pieces: list[bytes], limit: int) -> None:
+    excerpt = Excerpt(limit)
+    for piece in pieces:
+        excerpt.add(piece)
+    whole = b"".join(pieces)
+    assert excerpt.total - excerpt.floor >= min(len(whole), limit - limit // 2)
+    for offset in {excerpt.floor, (excerpt.floor + len(whole)) // 2, max(excerpt.floor, len(whole) - 1), len(whole)}:
+        assert excerpt.since(offset) == whole[offset:]
+
+
+def test_an_excerpt_of_small_pieces_takes_little_more_than_its_content() -> None:
+    excerpt = Excerpt(1 << 18)
+    tracemalloc.start()
+    for _ in range(1 << 17):
+        excerpt.add(b"ab")
+    size, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert size < 1 << 19

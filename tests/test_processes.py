@@ -1,6 +1,7 @@
 """Commands, run by the runner itself: how they end, what is left of them, what becomes of a cancel at any moment."""
 
 import asyncio
+import gc
 import os
 import signal
 import time
@@ -13,14 +14,17 @@ from typing import Any
 import pytest
 
 from agent_server import proctree
-from agent_server.errors import InvalidRequest
-from agent_server.events import Event
+from agent_server.errors import Draining, InvalidRequest, NotFound
+from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.execution import DRAIN, Command, Ended, Owner
 from agent_server.ids import new_id
-from agent_server.processes import LEFTOVERS, Processes, ProcessIndex
+from agent_server.process import REPLAY
+from agent_server.process_index import ENDED_KEPT, ProcessIndex, find, find_all, unfinished
+from agent_server.processes import LEFTOVERS, Processes
 from agent_server.redaction import Secrets
 from agent_server.tasks import TaskIndex
+from agent_server.terminals import TerminalSize
 
 STRESS = int(os.environ.get("AGENT_SERVER_STRESS", "1"))
 
@@ -78,6 +82,7 @@ async def running(folder: Path) -> AsyncIterator[Runner]:
 
 def fds() -> Counter[str]:
     """What this process has open, by kind."""
+    gc.collect()  # of the tests before
     found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -303,7 +308,7 @@ async def test_a_command_that_cannot_be_started_says_why_and_its_end_is_told_onc
     (exited,) = await runner.events("process.exited")
     assert exited.data["reason"].startswith("could not be started: ")
     assert "exitCode" not in exited.data
-    assert await runner.log.query(lambda db: db.execute("SELECT * FROM open_processes").fetchall()) == []
+    assert await unfinished(runner.log) == []
 
 
 async def test_a_folder_whose_name_is_no_unicode_can_be_run_in(runner: Runner) -> None:
@@ -327,3 +332,64 @@ async def test_a_signal_has_its_name_and_never_an_exit_code(runner: Runner) -> N
         assert (done.exit_code, done.signal, done.reason) == (None, name, None)
     done = await runner.run(f"kill -{signal.SIGRTMIN + 3} $$")
     assert (done.exit_code, done.signal) == (None, f"SIG{signal.SIGRTMIN + 3}")
+
+
+# In the background
+
+
+def behind(runner: Runner, argv: Any, **more: Any) -> Command:
+    return Command(argv, runner.folder, limit=2 * REPLAY, is_split=False, is_background=True, **more)
+
+
+async def test_the_newest_that_reads_its_input_is_found(runner: Runner) -> None:
+    assert runner.processes.newest_reading_stdin() is None
+    first = await runner.processes.start(behind(runner, "cat"))
+    second = await runner.processes.start(behind(runner, "cat", pty=TerminalSize()))
+    third = await runner.processes.start(behind(runner, "exec <&-; touch ready; exec sleep 60"))
+    await runner.started()
+    assert runner.processes.list() == [first, second, third]
+    assert runner.processes.newest_reading_stdin() is second
+    await runner.processes.end(second.process_id)
+    assert runner.processes.newest_reading_stdin() is first
+    first.write(b"x", end=True)
+    assert runner.processes.newest_reading_stdin() is None
+    await first.wait()
+    assert first.ended is not None
+    assert (first.ended.output, first.ended.exit_code) == ("x", 0)
+
+
+async def test_one_that_watches_gets_all_and_the_end(runner: Runner) -> None:
+    process = await runner.processes.start(behind(runner, "for i in 1 2 3; do echo $i; sleep 0.05; done"))
+    assert b"".join([data async for data in process.watch()]) == b"1\n2\n3\n"
+    await process.wait()
+    assert runner.processes.get(process.process_id) is None
+
+
+async def test_after_the_close_all_have_ended_and_none_begins(runner: Runner) -> None:
+    processes = [await runner.processes.start(behind(runner, "trap '' TERM; sleep 60 & sleep 60; sleep 60")) for _ in range(3)]
+    before = fds()["pipe"]
+    await runner.processes.close()
+    assert runner.found() == set()
+    assert len(await runner.events("process.exited")) == 3
+    assert {process.ended.reason for process in processes if process.ended is not None} == {"the server was stopped"}
+    assert fds()["pipe"] < before
+    with pytest.raises(Draining):
+        await runner.processes.start(behind(runner, "true"))
+
+
+@pytest.mark.parametrize("group", [1, 50])
+async def test_ended_processes_are_listed_up_to_a_number_and_running_ones_always(runner: Runner, group: int) -> None:
+    await runner.log.append(Draft("process.started", {"processId": "proc_runs", "command": "x", "cwd": "/"}))
+    drafts = []
+    for number in range(3 * ENDED_KEPT):
+        drafts.append(Draft("process.started", {"processId": f"proc_{number:04}", "command": "x", "cwd": "/"}))
+        drafts.append(Draft("process.exited", {"processId": f"proc_{number:04}", "exitCode": 0}))
+    for at in range(0, len(drafts), group):
+        runner.log.say(*drafts[at : at + group])
+        await runner.log.flush()
+    listed = [record.process_id for record in await find_all(runner.log)]
+    assert listed == [*(f"proc_{number:04}" for number in reversed(range(2 * ENDED_KEPT, 3 * ENDED_KEPT))), "proc_runs"]
+    (count,) = await runner.log.query(lambda db: db.execute("SELECT count(*) FROM processes").fetchone())
+    assert count <= 2 * ENDED_KEPT
+    with pytest.raises(NotFound):
+        await find(runner.log, "proc_0000")

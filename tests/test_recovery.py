@@ -277,7 +277,7 @@ def test_the_indexes_are_built_again_from_the_log(agent: ServerProcess, model: O
     assert [task["status"] for task in before["tasks"]] == ["failed", "failed", "failed", "completed"]
     agent.stop()
     with sqlite3.connect(agent.data / "events.db") as db:
-        for table in ("tasks", "task_tools", "task_changes", "open_processes"):
+        for table in ("tasks", "task_tools", "task_changes", "processes"):
             db.execute(f"DROP TABLE {table}")
         db.execute("DELETE FROM meta WHERE name LIKE 'index %'")
     db.close()

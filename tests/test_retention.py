@@ -11,7 +11,7 @@ import pytest
 from agent_server.events import CONTEXT, Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.events.retention import CHECK_EVERY
-from agent_server.processes import ProcessIndex
+from agent_server.process_index import ProcessIndex
 from agent_server.redaction import Secrets
 from agent_server.tasks import TaskIndex
 from tests.test_events import opened, tables
@@ -172,7 +172,7 @@ async def test_an_index_that_is_built_anew_after_removal_knows_the_open_tasks_an
         await flood(log, log_line(), 1500)
         await settle(log)
         before = await tables(log)
-        assert before["open_processes"]
+        assert before["processes"]
     with sqlite3.connect(tmp_path / "events.db") as db:
         db.execute("UPDATE meta SET value = 0 WHERE name LIKE 'index %'")
     db.close()
