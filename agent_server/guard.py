@@ -33,7 +33,7 @@ COOKIE_SECONDS = 12 * 3600
 REFUSALS_SECONDS = 60
 """Seconds between two log lines on requests without a valid token."""
 
-EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, Retry-After, Mcp-Session-Id"
+EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, X-Signal, X-Reason, X-Process-Id, Retry-After, Mcp-Session-Id"
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-API-Key, X-Request-Id, "

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_origin
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from agent_server.errors import AgentServerError, PayloadTooLarge
 from agent_server.redaction import Secrets
-from agent_server.validation import parse_body, parse_query
+from agent_server.validation import parse_body, parse_list, parse_query
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +27,8 @@ _HTTP_CODES = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED", 413: "PAYLOAD_TOO_LA
 class Endpoint(msgspec.Struct, frozen=True):
     """One route: how it is reached, and the types that validate what comes and describe what goes.
 
-    `body` and `query` are validated before the handler sees them; `replies` gives for each status the type of the JSON
-    body, or the media type of another one, or both where the client chooses ("" is no body); `errors` are the statuses
+    `body` (a struct or a list) and `query` are validated before the handler sees them; `replies` gives for each status the type of
+    the JSON body, or the media type of another one, or both where the client chooses ("" is no body); `errors` are the statuses
     of the error envelope, besides those all have.
     """
 
@@ -36,7 +36,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     path: str
     handler: Callable[..., Awaitable[Response]]
     summary: str
-    body: type[msgspec.Struct] | None = None
+    body: type[msgspec.Struct] | type[list[Any]] | None = None
     query: type[msgspec.Struct] | None = None
     replies: Mapping[int, type[msgspec.Struct] | str | tuple[type[msgspec.Struct], str]] = msgspec.field(default_factory=dict)
     errors: Sequence[int] = ()
@@ -70,7 +70,8 @@ class Endpoint(msgspec.Struct, frozen=True):
             given.append(value)
             ignored += unknown
         if self.body is not None:
-            value, unknown = parse_body(await _body(request), self.body)
+            parse: Callable[[bytes, Any], tuple[Any, list[str]]] = parse_list if get_origin(self.body) is list else parse_body
+            value, unknown = parse(await _body(request), self.body)
             given.append(value)
             ignored += unknown
         response = await self.handler(request, *given)

@@ -75,7 +75,7 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
     if parameters:
         operation["parameters"] = parameters
     if endpoint.body is not None:
-        is_required = bool(components[endpoint.body.__name__].get("required"))
+        is_required = bool(components.get(endpoint.body.__name__, {"required": "a list"}).get("required"))
         operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": schemas[endpoint.body]}}}
     operation["responses"] = {str(status): _response(status, kind, schemas) for status, kind in endpoint.replies.items()}
     public = (400, 403, 405, 413, 500) if endpoint.is_public else (400, 401, 403, 405, 413, 500)

@@ -3,7 +3,7 @@
 import time
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 
 from agent_server.checkpoints import Checkpoints
 from agent_server.datadir import DataDirectory
@@ -42,8 +42,13 @@ class Server(msgspec.Struct):
         """Seconds since the start."""
         return time.monotonic() - self.began
 
+    async def ready(self) -> None:
+        """Returns when commands may run: until then each is taken for one of the server before, and a change for one of nobody."""
+        await self.sessions.ready()
+        await self.checkpoints.ready()
 
-def server_of(request: Request) -> Server:
-    """Gives the server that a request came to."""
+
+def server_of(request: HTTPConnection) -> Server:
+    """Gives the server that a request, or a socket, came to."""
     server: Server = request.app.state.server
     return server

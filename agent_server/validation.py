@@ -14,6 +14,7 @@ from msgspec import inspect
 from agent_server.errors import InvalidRequest
 
 T = TypeVar("T", bound=msgspec.Struct)
+Item = TypeVar("Item")
 
 SHOWN = 64
 """Characters of a client's own words that a message repeats."""
@@ -32,6 +33,19 @@ def parse_body(data: bytes, kind: type[T]) -> tuple[T, list[str]]:
     unknown: list[str] = []
     fields = _rename(given, kind, "", unknown)
     return _convert(fields, kind, strict=True), unknown
+
+
+def parse_list(data: bytes, kind: type[list[Item]]) -> tuple[list[Item], list[str]]:
+    """Gives a body that is an array as `kind`, such as `list[str]`; it has no fields to ignore.
+
+    Errors: InvalidRequest.
+    """
+    try:
+        return msgspec.convert(_decode(data), kind), []
+    except msgspec.ValidationError as error:
+        text, _, place = str(error).partition(" - at `$")
+        path = place.rstrip("`")
+        raise InvalidRequest(f"{path or 'The body'}: {text}.", path=path or "$") from error
 
 
 def parse_query(parameters: Mapping[str, str], kind: type[T]) -> tuple[T, list[str]]:
@@ -86,8 +100,8 @@ def _rename_nested(value: Any, kinds: Mapping[Any, type[msgspec.Struct]], place:
 
 @cache
 def _plain(kind: type[msgspec.Struct]) -> frozenset[str]:
-    """The fields of a type without nested ones, in their own spelling: there is nothing to rename where no other is given."""
-    return frozenset() if _nested(kind) else frozenset(member.encode_name for member in msgspec.structs.fields(kind))
+    """The fields of a type that are not nested, in their own spelling: there is nothing to rename where no other is given."""
+    return frozenset(member.encode_name for member in msgspec.structs.fields(kind)) - _nested(kind).keys()
 
 
 @cache

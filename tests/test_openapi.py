@@ -46,7 +46,8 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
     assert {(method.upper(), path) for method, path, _ in ALL} == {(e.method, e.path) for e in endpoints()}
     assert {path for _, path, _ in ALL} == {
         *("/", "/health", "/status", "/login", "/openapi.json", "/run", "/tasks", "/tasks/{task_id}", "/tasks/{task_id}/events"),
-        *("/tasks/{task_id}/cancel", "/events", "/logs", "/execute", "/changes"),
+        *("/tasks/{task_id}/cancel", "/events", "/logs", "/execute", "/exec", "/changes", "/processes", "/terminal"),
+        *(f"/processes/{{process_id}}{each}" for each in ("", "/output", "/stdin", "/signal", "/resize", "/attach")),
         *("/tools", "/mcp", "/mcp/config", "/metrics"),
     }
     for _, _, operation in ALL:
@@ -136,6 +137,24 @@ def test_logs_changes_and_commands_are_as_described(server: ServerProcess) -> No
     assert len(check("get", "/logs", server.get("/logs?level=debug&lines=10000"))["logs"]) > 5
 
 
+def test_processes_are_as_described(server: ServerProcess) -> None:
+    body = {"command": "cat", "background": True, "pty": {"cols": 100, "unknown": 1}}
+    started = check("post", "/execute", server.post("/execute", body))
+    assert started["pty"] == {"cols": 100, "rows": 24}
+    path, one = "/processes/{process_id}", f"/processes/{started['processId']}"
+    check("get", path, server.get(one))
+    check("post", f"{path}/stdin", server.post(f"{one}/stdin", {"input": "x", "unknown": 1}))
+    check("post", f"{path}/resize", server.post(f"{one}/resize", {"cols": 80, "rows": 50}))
+    check("post", f"{path}/signal", server.post(f"{one}/signal", {"signal": "WINCH"}))
+    check("get", "/processes", server.get("/processes"))
+    with server.client() as client:
+        check("delete", path, client.delete(one))
+    for name, sent in (("stdin", {}), ("resize", {"cols": 80, "rows": 50}), ("signal", {"signal": 1})):
+        check("post", f"{path}/{name}", server.post(f"{one}/{name}", sent))
+        check("post", f"{path}/{name}", server.post(f"/processes/none/{name}", sent))
+    check("get", "/processes", server.get("/processes"))
+
+
 def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(
         {"text": "Now.", "tool_calls": [{"name": "write", "arguments": {"filePath": "a.txt", "content": "a\n"}}]},
@@ -171,7 +190,7 @@ def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, mod
 
 def test_errors_are_as_described(server: ServerProcess) -> None:
     for method, path, operation in OPERATIONS:
-        concrete = path.replace("{task_id}", "task_none")
+        concrete = re.sub("{[^}]+}", "none", path)
         strange = httpx.request(method, server.url + concrete, headers={"Origin": "https://evil.example"})
         check(method, path, strange)
         assert strange.status_code == 403
@@ -183,7 +202,7 @@ def test_errors_are_as_described(server: ServerProcess) -> None:
             if "requestBody" in operation:
                 check(method, path, client.request(method, concrete, content=b"{"))
                 check(method, path, client.request(method, concrete, content=b" " * 100_001))
-            if "{task_id}" in path:
+            if "{" in path and "requestBody" not in operation:
                 check(method, path, client.request(method, concrete))
             if any(parameter["in"] == "query" for parameter in operation.get("parameters", [])):
                 name = next(p["name"] for p in operation["parameters"] if p["in"] == "query" and p["schema"].get("type") != "string")
