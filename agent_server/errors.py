@@ -11,6 +11,7 @@
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
     ├── Draining                      503 DRAINING, with Retry-After
     ├── TaskTimeout (TimeoutError)    504 TASK_TIMEOUT
+    ├── UpstreamError (ConnectionError)  502 UPSTREAM_ERROR
     └── gateway.ModelError            502 MODEL_ERROR
 
 `SettingsError` stands apart: it stops the start, and no client ever sees it.
@@ -77,6 +78,11 @@ class TooManyRequests(AgentServerError):
     code = "TOO_MANY_REQUESTS"
     status = 429
     retry_after: float | None = 1.0
+
+
+class UpstreamError(AgentServerError, ConnectionError):
+    code = "UPSTREAM_ERROR"
+    status = 502
 
 
 class Draining(AgentServerError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
@@ -56,9 +57,9 @@ def _serve(settings: Settings) -> int:
     if token is not None:
         secrets.add([token])
     to_stderr(settings, secrets)
-    app = create_app(settings, data, secrets, digest)
-    os.chdir(settings.workspace)  # where most commands run: see spawn.py
     port = listener.getsockname()[1]
+    app = create_app(msgspec.structs.replace(settings, port=port), data, secrets, digest)  # PORT=0 leaves it to the kernel
+    os.chdir(settings.workspace)  # where most commands run: see spawn.py
     if token is not None:
         _show(token, port)
     config = uvicorn.Config(

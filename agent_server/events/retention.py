@@ -1,6 +1,6 @@
 """Keeps the log within its size: outputs and deltas go first, oldest first; then what finished tasks no longer need.
 
-What a session's context is made of, the task.* events and everything of an unfinished task are never removed. What was
+What a session's context is made of, the task.* events, registered ports and everything of an unfinished task are never removed. What was
 removed is remembered as one range for each task and one for all, for the `gap` event.
 """
 
@@ -18,7 +18,7 @@ TARGET = 0.8
 
 _EPHEMERAL = "type IN ('message.delta', 'reasoning.delta', 'tool.output', 'process.output')"
 _REST = (
-    "context IS NULL AND type NOT LIKE 'task.%' "
+    "context IS NULL AND type NOT LIKE 'task.%' AND type != 'port.registered' "
     "AND (task_id IS NULL OR task_id NOT IN (SELECT task_id FROM tasks WHERE status = 'processing'))"
 )
 
