@@ -78,6 +78,8 @@ def _serve(settings: Settings) -> int:
     )
     # Its warnings are of requests that are no HTTP: whoever reaches the port can send them.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # Cut off on purpose, as the proxied answer was; what fails by itself has been told by the route.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
     gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
     _Uvicorn(config, app, partial(_greet, settings, port)).run(sockets=[listener])
     data.close()

@@ -47,8 +47,10 @@ class Target(msgspec.Struct, frozen=True):
 def target_of(scope: Scope, own_port: int) -> Target:
     """Gives what a request means.
 
-    Errors: InvalidRequest for what is no port; Forbidden for the server's own.
+    Errors: InvalidRequest for what is no port, and for CONNECT; Forbidden for the server's own.
     """
+    if scope.get("method") == "CONNECT":
+        raise InvalidRequest("This proxy opens no tunnels; send the request itself to /proxy/PORT/….", path="$")
     root = scope.get("root_path", "").encode()
     path: bytes = scope["raw_path"]
     found = PREFIX.fullmatch(path[len(root) :] if path.startswith(root) else path)
