@@ -9,9 +9,9 @@
     ├── PayloadTooLarge               413 PAYLOAD_TOO_LARGE
     ├── Unprocessable                 422 IDEMPOTENCY_MISMATCH, RESOURCE_LIMIT_EXCEEDED
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
+    ├── UpstreamError                 502 UPSTREAM_ERROR (ConnectionError)
     ├── Draining                      503 DRAINING, with Retry-After
     ├── TaskTimeout (TimeoutError)    504 TASK_TIMEOUT
-    ├── UpstreamError (ConnectionError)  502 UPSTREAM_ERROR
     └── gateway.ModelError            502 MODEL_ERROR
 
 `SettingsError` stands apart: it stops the start, and no client ever sees it.

@@ -15,7 +15,8 @@ import msgspec
 from msgspec import Meta
 
 from agent_server.errors import Unprocessable
-from agent_server.events import Draft, Event, EventLog, LogUnavailable
+from agent_server.events import Draft, Event, LogUnavailable
+from agent_server.events.log import EventLog
 from agent_server.listeners import Listener, Owner, is_alive, listening, owners
 
 logger = logging.getLogger(__name__)

@@ -73,7 +73,10 @@ def application(handler: Callable[[ServerConnection], None] = echo, host: str = 
 
 def open_socket(server: ServerProcess, path: str, headers: dict[str, str] | None = None, **options: Any) -> ClientConnection:
     url = server.url.replace("http", "ws") + path
-    return connect(url, additional_headers={**BEARER, **(headers or {})}, max_size=None, close_timeout=5, open_timeout=15, **options)
+    made: ClientConnection = connect(
+        url, additional_headers={**BEARER, **(headers or {})}, max_size=None, close_timeout=5, open_timeout=15, **options
+    )
+    return made
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
