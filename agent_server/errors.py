@@ -9,7 +9,7 @@
     ├── PayloadTooLarge               413 PAYLOAD_TOO_LARGE
     ├── Unprocessable                 422 IDEMPOTENCY_MISMATCH, RESOURCE_LIMIT_EXCEEDED
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
-    ├── UpstreamError                 502 UPSTREAM_ERROR (ConnectionError)
+    ├── UpstreamError (ConnectionError) 502 UPSTREAM_ERROR
     ├── Draining                      503 DRAINING, with Retry-After
     ├── TaskTimeout (TimeoutError)    504 TASK_TIMEOUT
     └── gateway.ModelError            502 MODEL_ERROR

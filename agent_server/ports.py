@@ -1,7 +1,7 @@
 """The ports that programs of this machine listen on, found without being told, and those that clients registered.
 
 Listed is what the proxy reaches: listeners on 127.0.0.1, ::1 or all addresses; never the server's own port. The kernel
-is asked twice a second, in a thread. What the log says is open and is not, as after a restart, is said to be closed by
+is asked every 0.75 s, in a thread. What the log says is open and is not, as after a restart, is said to be closed by
 the first look; what is open still is not said again.
 """
 
@@ -21,8 +21,8 @@ from agent_server.listeners import Listener, Owner, is_alive, listening, owners
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 0.5
-"""Seconds between two looks."""
+PERIOD = 0.75
+"""Seconds between two looks: a change is to be told of within one second."""
 
 OWNER_TRIES = 3
 """Looks for a socket's owner until it is taken for one that cannot be seen: a process in an execve has no files for a moment."""

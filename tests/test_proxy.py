@@ -130,6 +130,8 @@ def test_the_servers_own_credentials_stay_here(server: ServerProcess, echo: Any)
         {"X-API-Key": TOKEN, "Authorization": f"Bearer {TOKEN}"},
         {"Cookie": login},
         {"Cookie": f"{login}; {PORTS_COOKIE}=5173"},
+        {"Cookie": f"a=1 {login}"},
+        {"Cookie": login.replace("=", " = ")},
     ):
         assert httpx.get(f"{server.url}/proxy/{echo.port}/", headers=headers).status_code == 200
         head = echo.heads[-1].decode()

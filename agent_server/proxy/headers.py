@@ -37,6 +37,7 @@ _ADDED = frozenset({b"date", b"x-request-id"})
 
 _WEBSOCKET = frozenset(b"sec-websocket-" + name for name in (b"key", b"version", b"extensions", b"protocol", b"accept"))
 _OURS = (COOKIE.encode(), PORTS_COOKIE.encode())
+_HAS_OURS = re.compile(rb"(?:^|[\s,])(?:%b)\s*=" % b"|".join(_OURS))  # also where spaces stand for semicolons: the Guard takes those
 _HAS_CONTROLS = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -136,7 +137,7 @@ def _is_credential(name: bytes, value: bytes, digest: bytes) -> bool:
 
 def _without_ours(value: bytes) -> bytes:
     pairs = value.split(b";")
-    kept = [pair for pair in pairs if pair.partition(b"=")[0].strip() not in _OURS]
+    kept = [pair for pair in pairs if not _HAS_OURS.search(pair)]
     return value if len(kept) == len(pairs) else b";".join(kept).strip()
 
 

@@ -13,7 +13,7 @@ from agent_server.proxy.target import Target, target_of
 from agent_server.proxy.upstream import Upstreams
 
 MAX_OPEN = 256
-"""Requests and WebSockets under way at the same time: each holds two file descriptors, of usually 1024, and up to 1 MB."""
+"""Requests and WebSockets under way at the same time: each holds two file descriptors, of usually 1024."""
 
 
 class Proxy:
