@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import Receive, Scope, Send
 
 from agent_server import openapi, routes
 from agent_server.agents import AGENTS
@@ -27,9 +28,11 @@ from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
+from agent_server.ports import PortIndex, Ports
 from agent_server.process_index import ProcessIndex
 from agent_server.processes import Processes
 from agent_server.proctree import Reaper
+from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.run import Surroundings
 from agent_server.server import Server
@@ -61,7 +64,7 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
     offered = endpoints()
     app = Starlette(routes=routes_of(offered), lifespan=_lifespan)
     app.router.redirect_slashes = False
-    app.router.default = missing
+    app.router.default = _elsewhere
     # Endpoints answer for their own errors; what is left is the router's: no such method.
     routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
     server = app.state.server = _wire(settings, data, secrets, token_digest)
@@ -79,7 +82,9 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
 def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
     tools = load_tools()
     metrics = Metrics(tools)
-    log = EventLog(data.path / "events.db", secrets, (TaskIndex(), ProcessIndex(), CallIndex(), metrics), max_bytes=settings.max_log)
+    log = EventLog(
+        data.path / "events.db", secrets, (TaskIndex(), ProcessIndex(), CallIndex(), PortIndex(), metrics), max_bytes=settings.max_log
+    )
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
     reaper = Reaper()
@@ -96,9 +101,18 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
     )
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
     mcp = McpServer(Calls(around, sessions.agent), settings.max_body)
+    ports = Ports(log, settings.port)
+    proxy = Proxy(ports, token_digest)
+    gateway = around.gateway
     return Server(
-        settings, data, secrets, log, workspace, processes, checkpoints, sessions, around.gateway, reaper, token_digest, mcp, metrics
+        settings, data, secrets, log, workspace, processes, checkpoints, sessions, gateway, reaper, token_digest, mcp, metrics, ports, proxy
     )
+
+
+async def _elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers for a path that no route has."""
+    server: Server = scope["app"].state.server
+    await server.proxy.stray(scope, receive, send, missing)
 
 
 @asynccontextmanager
@@ -109,7 +123,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(work) for work in (server.reaper.run(), server.metrics.run(), _record_base(server))]
+            lasting = (server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run())
+            background = [group.create_task(work) for work in lasting]
             work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]
             yield
             await server.sessions.drain(0)

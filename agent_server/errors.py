@@ -9,6 +9,7 @@
     ├── PayloadTooLarge               413 PAYLOAD_TOO_LARGE
     ├── Unprocessable                 422 IDEMPOTENCY_MISMATCH, RESOURCE_LIMIT_EXCEEDED
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
+    ├── UpstreamError (ConnectionError) 502 UPSTREAM_ERROR
     ├── Draining                      503 DRAINING, with Retry-After
     ├── TaskTimeout (TimeoutError)    504 TASK_TIMEOUT
     └── gateway.ModelError            502 MODEL_ERROR
@@ -77,6 +78,11 @@ class TooManyRequests(AgentServerError):
     code = "TOO_MANY_REQUESTS"
     status = 429
     retry_after: float | None = 1.0
+
+
+class UpstreamError(AgentServerError, ConnectionError):
+    code = "UPSTREAM_ERROR"
+    status = 502
 
 
 class Draining(AgentServerError):

@@ -26,7 +26,7 @@ _REASONS = {
     422: "IDEMPOTENCY_MISMATCH or RESOURCE_LIMIT_EXCEEDED",
     429: "TOO_MANY_REQUESTS, with Retry-After",
     500: "INTERNAL",
-    502: "MODEL_ERROR",
+    502: "MODEL_ERROR or UPSTREAM_ERROR",
     503: "DRAINING, with Retry-After",
     504: "TASK_TIMEOUT",
 }
@@ -45,7 +45,7 @@ def document(routes: Sequence[Endpoint | Socket | Raw]) -> dict[str, Any]:
         paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, by_kind, components)
     for route in routes:
         if not isinstance(route, Endpoint):
-            paths.setdefault(route.path, {})[route.method.lower()] = _described(route)
+            paths.setdefault(re.sub(r":\w+}", "}", route.path), {})[route.method.lower()] = _described(route)
     return {
         "openapi": "3.1.0",
         "info": {"title": "agent-server", "version": __version__},

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
@@ -56,9 +57,9 @@ def _serve(settings: Settings) -> int:
     if token is not None:
         secrets.add([token])
     to_stderr(settings, secrets)
-    app = create_app(settings, data, secrets, digest)
-    os.chdir(settings.workspace)  # where most commands run: see spawn.py
     port = listener.getsockname()[1]
+    app = create_app(msgspec.structs.replace(settings, port=port), data, secrets, digest)  # PORT=0 leaves it to the kernel
+    os.chdir(settings.workspace)  # where most commands run: see spawn.py
     if token is not None:
         _show(token, port)
     config = uvicorn.Config(
@@ -77,6 +78,8 @@ def _serve(settings: Settings) -> int:
     )
     # Its warnings are of requests that are no HTTP: whoever reaches the port can send them.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)
+    # Cut off on purpose, as the proxied answer was; what fails by itself has been told by the route.
+    logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
     gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
     _Uvicorn(config, app, partial(_greet, settings, port)).run(sockets=[listener])
     data.close()

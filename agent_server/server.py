@@ -11,8 +11,10 @@ from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
+from agent_server.ports import Ports
 from agent_server.processes import Processes
 from agent_server.proctree import Reaper
+from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
@@ -35,6 +37,8 @@ class Server(msgspec.Struct):
     token_digest: bytes
     mcp: McpServer
     metrics: Metrics
+    ports: Ports
+    proxy: Proxy
     began: float = msgspec.field(default_factory=time.monotonic)
 
     @property

@@ -32,7 +32,7 @@ def level(event: Event) -> str:
 
 
 def source(event: Event) -> str:
-    """Gives what an event is about: task, tool, process, server or integration."""
+    """Gives what an event is about: task, tool, process, port, server or integration."""
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
@@ -106,6 +106,9 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "process.started": lambda d: str(d["command"]),
     "process.output": lambda d: str(d["chunk"]),
     "process.exited": _exit,
+    "port.opened": lambda d: f"port {d['port']} is open: {d['process'] or 'a process'} listens on {d['address']}",
+    "port.closed": lambda d: f"port {d['port']} is closed",
+    "port.registered": lambda d: f"port {d['port']} is registered",
     "checkpoint.created": lambda d: f"checkpoint {d['name']}",
     "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
 }

@@ -90,7 +90,7 @@ def test_what_is_no_json_object_is_refused_by_every_route(server: ServerProcess,
 def test_no_body_is_an_empty_object(server: ServerProcess, endpoint: Any, body: bytes) -> None:
     with server.client() as client:
         error = check(client.post(endpoint.path, content=body), 400, "INVALID_REQUEST")
-    assert error["details"]["path"] in ("prompt", "command", "token")
+    assert error["details"]["path"] in ("prompt", "command", "token", "ports")
     assert error["message"] == f"{error['details']['path']} is required."
 
 
@@ -245,6 +245,7 @@ def test_every_error_class_has_the_code_and_status_of_the_contract() -> None:
         (413, "PAYLOAD_TOO_LARGE"),
         (422, "RESOURCE_LIMIT_EXCEEDED"),
         (429, "TOO_MANY_REQUESTS"),
+        (502, "UPSTREAM_ERROR"),
         (503, "DRAINING"),
         (504, "TASK_TIMEOUT"),
     }

@@ -1,7 +1,7 @@
 """Keeps the log within its size: outputs and deltas go first, oldest first; then what finished tasks no longer need.
 
-What a session's context is made of, the task.* events, everything of an unfinished task and the start of a running process
-are never removed. What was removed is remembered as one range for each task and one for all, for the `gap` event.
+What a session's context is made of, the task.* events, everything of an unfinished task, the start of a running process and
+registered ports are never removed. What was removed is remembered as one range for each task and one for all, for the `gap` event.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ TARGET = 0.8
 
 _EPHEMERAL = "type IN ('message.delta', 'reasoning.delta', 'tool.output', 'process.output')"
 _REST = (
-    "context IS NULL AND type NOT LIKE 'task.%' "
+    "context IS NULL AND type NOT LIKE 'task.%' AND type != 'port.registered' "
     "AND (task_id IS NULL OR task_id NOT IN (SELECT task_id FROM tasks WHERE status = 'processing')) "
     "AND seq NOT IN (SELECT started FROM processes WHERE ended IS NULL)"
 )
