@@ -15,7 +15,10 @@ from starlette.types import Receive, Scope, Send
 from agent_server import openapi, routes
 from agent_server.agents import AGENTS
 from agent_server.checkpoints import Checkpoints
+from agent_server.connections import Connections
 from agent_server.datadir import DataDirectory
+from agent_server.deliveries import DeliveryIndex
+from agent_server.environment import Environment
 from agent_server.events.log import EventLog
 from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
@@ -40,6 +43,7 @@ from agent_server.sessions import Sessions
 from agent_server.settings import Settings
 from agent_server.tasks import TaskIndex
 from agent_server.workspace import Workspace
+from integrations import load as load_integrations
 from tools import load as load_tools
 
 logger = logging.getLogger(__name__)
@@ -82,9 +86,8 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
 def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
     tools = load_tools()
     metrics = Metrics(tools)
-    log = EventLog(
-        data.path / "events.db", secrets, (TaskIndex(), ProcessIndex(), CallIndex(), PortIndex(), metrics), max_bytes=settings.max_log
-    )
+    indexes = (TaskIndex(), ProcessIndex(), CallIndex(), PortIndex(), DeliveryIndex(), metrics)
+    log = EventLog(data.path / "events.db", secrets, indexes, max_bytes=settings.max_log)
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
     reaper = Reaper()
@@ -102,10 +105,25 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
     mcp = McpServer(Calls(around, sessions.agent), settings.max_body)
     ports = Ports(log, settings.port)
-    proxy = Proxy(ports, token_digest)
-    gateway = around.gateway
+    known = load_integrations()
     return Server(
-        settings, data, secrets, log, workspace, processes, checkpoints, sessions, gateway, reaper, token_digest, mcp, metrics, ports, proxy
+        settings=settings,
+        data=data,
+        secrets=secrets,
+        log=log,
+        workspace=workspace,
+        processes=processes,
+        checkpoints=checkpoints,
+        sessions=sessions,
+        gateway=around.gateway,
+        reaper=reaper,
+        token_digest=token_digest,
+        mcp=mcp,
+        metrics=metrics,
+        ports=ports,
+        proxy=Proxy(ports, token_digest),
+        connections=Connections(known, data.path / "integrations.json", settings, secrets, log, sessions, tools),
+        environment=Environment(data.path / "environment.json", secrets, processes),
     )
 
 
@@ -126,7 +144,10 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
             lasting = (server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run())
             background = [group.create_task(work) for work in lasting]
             work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]
+            connections = group.create_task(server.connections.run())
             yield
+            server.connections.close()
+            await connections
             await server.sessions.drain(0)
             await server.mcp.drain(0)
             await asyncio.wait(work)

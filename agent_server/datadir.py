@@ -4,6 +4,8 @@ events.db        the event log
 lock             held by the server that runs; names it
 token.sha256     hash of the token we made ourselves
 identity.json    the instance's id, the mark of its commands, how often it started
+integrations.json, environment.json
+                 what clients have set of integrations, and for commands
 outputs/         outputs too long for a reply
 shadow/          the shadow repository
 """

@@ -14,6 +14,7 @@ from http.cookies import CookieError, SimpleCookie
 from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from agent_server.datadir import matches
@@ -54,6 +55,7 @@ class Guard:
         self._digest = digest
         self._traffic = traffic
         self._public = frozenset(public)
+        self._public_patterns = [(method, compile_path(path)[0]) for method, path in public if "{" in path]
         self._ids, self._numbers = new_id("req")[:-6], itertools.count()  # cheaper than one of its own for each
         self._noted = -math.inf
         self._refused = 0
@@ -107,9 +109,14 @@ class Guard:
         if b"origin" in headers and not self._is_allowed_origin(headers.text("origin"), host):
             raise Forbidden("Requests from pages of other origins are refused; add the origin to ALLOWED_ORIGINS.")
         method = "GET" if scope.get("method") == "HEAD" else scope.get("method")
-        if not scope["is_authenticated"] and (method, scope["path"]) not in self._public:
+        if not scope["is_authenticated"] and not self._is_public(method, scope["path"]):
             self._note(scope)
             raise Unauthorized("Send the server's token as `Authorization: Bearer …` or `X-API-Key: …`.")
+
+    def _is_public(self, method: str | None, path: str) -> bool:
+        if (method, path) in self._public:
+            return True
+        return any(method == public and pattern.match(path) for public, pattern in self._public_patterns)
 
     def _has_credentials(self, headers: "_Headers") -> bool:
         scheme, _, token = headers.text("authorization").partition(" ")

@@ -50,7 +50,7 @@ class Processes:
         self._log = log
         self._secrets = secrets
         self.shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
-        self._environment = {**_defaults(self.shell), **_light_locale(environment)}
+        self._inherited = self._environment = {**_defaults(self.shell), **_light_locale(environment)}
         self._spill = spill_folder
         self._mark = mark
         self._no_input = os.open(os.devnull, os.O_RDONLY)
@@ -61,6 +61,10 @@ class Processes:
         self._is_closed = False
         self._recovered = asyncio.Event()
         self._recovered.set()
+
+    def set_variables(self, variables: Mapping[str, str]) -> None:
+        """Gives commands that start from here on these variables too, over those they inherit."""
+        self._environment = {**self._inherited, **variables}
 
     @property
     def running(self) -> int:

@@ -6,7 +6,9 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from agent_server.checkpoints import Checkpoints
+from agent_server.connections import Connections
 from agent_server.datadir import DataDirectory
+from agent_server.environment import Environment
 from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway
 from agent_server.mcp.server import McpServer
@@ -39,6 +41,8 @@ class Server(msgspec.Struct):
     metrics: Metrics
     ports: Ports
     proxy: Proxy
+    connections: Connections
+    environment: Environment
     began: float = msgspec.field(default_factory=time.monotonic)
 
     @property

@@ -129,11 +129,18 @@ class Sessions:
         await self._ready.wait()
 
     async def submit(
-        self, submission: Submission, session_id: str | None = None, *, key: str | None = None, request_hash: str | None = None
+        self,
+        submission: Submission,
+        session_id: str | None = None,
+        *,
+        key: str | None = None,
+        request_hash: str | None = None,
+        origin: Mapping[str, Any] | None = None,
     ) -> str:
         """Accepts a task and gives its id; it is durable, and will end, when this returns.
 
-        With a `key`, the same key and hash give the same task, also at the same time and across restarts.
+        With a `key`, the same key and hash give the same task, also at the same time and across restarts. `origin` is what
+        `integration.received` says of it, which is in the log with the task or not at all.
         Errors: Draining; TooManyRequests; Unprocessable (IDEMPOTENCY_MISMATCH).
         """
         if key is None:
@@ -142,7 +149,8 @@ class Sessions:
         async with lock:
             known = await tasks.find_by_key(self._log, key)
             if known is None:
-                return await self._create(submission, session_id or MAIN_SESSION, {"idempotencyKey": key, "requestHash": request_hash})
+                more = {"idempotencyKey": key, "requestHash": request_hash}
+                return await self._create(submission, session_id or MAIN_SESSION, more, origin)
             if known.request_hash != request_hash:
                 raise Unprocessable(
                     "This Idempotency-Key was used with another body; use a new key for a new request.",
@@ -151,7 +159,9 @@ class Sessions:
                 )
             return known.task_id
 
-    async def _create(self, submission: Submission, session_id: str, more: Mapping[str, Any]) -> str:
+    async def _create(
+        self, submission: Submission, session_id: str, more: Mapping[str, Any], origin: Mapping[str, Any] | None = None
+    ) -> str:
         await self.ready()
         if self.is_draining:
             raise Draining("The server is stopping; send the request again in a few seconds.")
@@ -159,7 +169,8 @@ class Sessions:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
         data = {**msgspec.to_builtins(submission), **more, "title": _title(submission.prompt)}
-        await self._log.append(Draft("task.created", data, session_id, task_id, sync=True))
+        came = [Draft("integration.received", origin, session_id, task_id)] if origin is not None else []
+        await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
         self._enqueue(session_id, task_id)
         return task_id
 

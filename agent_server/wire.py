@@ -10,6 +10,10 @@ from agent_server.events import Event
 
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
+_QUIET = frozenset(
+    {"message.delta", "reasoning.delta", "step.started", "step.finished", "session.created", "integration.sending", "integration.held"}
+)
+
 LINE = 300
 """Characters of a log line's message; the whole is in the event's own fields."""
 
@@ -24,11 +28,11 @@ def level(event: Event) -> str:
     """Gives DEBUG, INFO, WARNING or ERROR."""
     if event.type == "log":
         return str(event.data.get("level", "INFO"))
-    if event.type == "task.failed":
+    if event.type in ("task.failed", "integration.error"):
         return "ERROR"
-    if event.type in ("gap", "task.retrying", "message.discarded") or event.data.get("isError"):
+    if event.type in ("gap", "integration.disconnected", "task.retrying", "message.discarded") or event.data.get("isError"):
         return "WARNING"
-    return "DEBUG" if event.type in ("message.delta", "reasoning.delta", "step.started", "step.finished", "session.created") else "INFO"
+    return "DEBUG" if event.type in _QUIET else "INFO"
 
 
 def source(event: Event) -> str:
@@ -110,5 +114,12 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "port.closed": lambda d: f"port {d['port']} is closed",
     "port.registered": lambda d: f"port {d['port']} is registered",
     "checkpoint.created": lambda d: f"checkpoint {d['name']}",
+    "integration.connected": lambda d: f"{d['integration']} is connected {d.get('account', '')}".rstrip(),
+    "integration.disconnected": lambda d: f"{d['integration']} is disconnected: {d['reason']}",
+    "integration.error": lambda d: f"{d['integration']}: {d['error']}",
+    "integration.received": lambda d: f"{d['integration']}: a message from {d['sender']}",
+    "integration.sending": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply leaves",
+    "integration.held": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply did not leave",
+    "integration.sent": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply is sent",
     "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
 }

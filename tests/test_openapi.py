@@ -50,6 +50,7 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *(f"/processes/{{process_id}}{each}" for each in ("", "/output", "/stdin", "/signal", "/resize", "/attach")),
         *("/tools", "/mcp", "/mcp/config", "/metrics"),
         *("/ports", "/open-ports", "/proxy/{port}", "/proxy/{port}/{path}"),
+        *("/integrations", "/integrations/{name}/webhook", "/env"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
@@ -86,11 +87,12 @@ def unreferenced() -> set[str]:
     return {e.query.__name__ for e in endpoints() if isinstance(e, Endpoint) and e.query is not None}
 
 
-def test_only_health_and_login_are_public() -> None:
+def test_only_health_login_and_signed_callbacks_are_public() -> None:
     assert {name for scheme in DOCUMENT["security"] for name in scheme} == set(DOCUMENT["components"]["securitySchemes"])
     assert {(method, path) for method, path, operation in OPERATIONS if operation.get("security") == []} == {
         ("get", "/health"),
         ("post", "/login"),
+        ("post", "/integrations/{name}/webhook"),
     }
 
 

@@ -14,7 +14,7 @@ from agent_server.datadir import matches
 from agent_server.errors import Unauthorized
 from agent_server.guard import COOKIE, COOKIE_SECONDS, login_cookie
 from agent_server.http import Endpoint, reply
-from agent_server.server import server_of
+from agent_server.server import Server, server_of
 from agent_server.settings import is_credential
 from tools import MASK
 
@@ -117,13 +117,20 @@ async def status(request: Request) -> Response:
             workspace=str(server.workspace.root),
             model=settings.model,
             provider=settings.provider,
-            integrations=[],
+            integrations=[state.name for state in server.connections.states() if state.is_enabled],
             limits=Limits(settings.max_concurrent_tasks, settings.max_body, settings.max_log),
             restart_count=server.data.identity.starts - 1,
             resources=_resources(server.uptime),
-            environment={name: MASK if is_credential(name) else value for name, value in sorted(settings.environ.items())},
+            environment=_environment(server),
         ),
     )
+
+
+def _environment(server: Server) -> dict[str, str]:
+    """The server's variables; of those that clients have set only the names."""
+    own = {name: MASK if is_credential(name) else value for name, value in server.settings.environ.items()}
+    given = dict.fromkeys((*server.environment.variables, *server.connections.environ()), MASK)
+    return dict(sorted((own | given).items()))
 
 
 def _resources(uptime: float) -> Resources:
