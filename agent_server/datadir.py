@@ -6,6 +6,7 @@ token.sha256     hash of the token we made ourselves
 identity.json    the instance's id, the mark of its commands, how often it started
 outputs/         outputs too long for a reply
 shadow/          the shadow repository
+tools/           of unfinished tasks, the configuration of their own tools that no event may hold
 """
 
 import fcntl
