@@ -30,6 +30,7 @@ from agent_server.http import routes as routes_of
 from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
+from agent_server.mcp_client import McpServers
 from agent_server.metrics import Metrics
 from agent_server.ports import PortIndex, Ports
 from agent_server.process_index import ProcessIndex
@@ -39,9 +40,12 @@ from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.run import Surroundings
 from agent_server.server import Server
+from agent_server.session_index import SessionIndex
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
 from agent_server.tasks import TaskIndex
+from agent_server.tool_configs import ToolConfigs
+from agent_server.web_tool import WebTools
 from agent_server.workspace import Workspace
 from integrations import load as load_integrations
 from tools import load as load_tools
@@ -86,7 +90,7 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
 def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
     tools = load_tools()
     metrics = Metrics(tools)
-    indexes = (TaskIndex(), ProcessIndex(), CallIndex(), PortIndex(), DeliveryIndex(), metrics)
+    indexes = (TaskIndex(), SessionIndex(), ProcessIndex(), CallIndex(), PortIndex(), DeliveryIndex(), metrics)
     log = EventLog(data.path / "events.db", secrets, indexes, max_bytes=settings.max_log)
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
@@ -101,6 +105,9 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         workspace=workspace,
         outputs=data.outputs.resolve(),
         tools=tools,
+        web=WebTools(),
+        mcp=McpServers(processes, workspace),
+        configs=ToolConfigs(data.path / "tools"),
     )
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
     mcp = McpServer(Calls(around, sessions.agent), settings.max_body)
@@ -157,6 +164,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         logging.getLogger().removeHandler(handler)
         await server.processes.close()
         await server.gateway.close()
+        await server.sessions.around.web.close()
         await server.log.close()
 
 

@@ -19,8 +19,9 @@ from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
 from agent_server.link import Link
 from agent_server.redaction import Secrets
-from agent_server.sessions import Sessions, Submission
+from agent_server.sessions import Sessions
 from agent_server.settings import Settings, is_credential
+from agent_server.submission import Submission
 from agent_server.tasks import find_all
 from integrations import Answer, Callback, Inbound, Integration, NoCallbacks, Unavailable
 from tools import MASK, Tool

@@ -1,11 +1,13 @@
 """A session's conversation: the fold of its events into the messages a model is sent.
 
 The same `apply` takes the events read from the log after a restart and those the loop has just appended, so that both
-give the same messages, and so the same bytes. Every tool call has exactly one result in what `messages` gives.
+give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from agent_server.events import Event
 from agent_server.events.log import EventLog
@@ -14,31 +16,62 @@ from agent_server.messages import Image, Message, Part, Text, ToolCall
 NOT_RUN = "Not run: the task ended before this call began."
 INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have run, in part or whole; check before you repeat it."
 
+SUMMARY = "What was said and done before this is summarised here; the messages themselves are no longer shown.\n\n{}"
+
+ANSWER = (
+    "Your answer to this, the last message without tool calls, must be one JSON value and nothing else: no prose, no code fence. "
+    "It must be valid under this JSON Schema:\n{}"
+)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One message in its place. A tool's result has the id of the message that made the call, so that an id names a whole turn.
+
+    `created_at` is Unix milliseconds; `instructions` names the nested instruction files that a result showed.
+    """
+
+    message_id: str
+    message: Message
+    created_at: int
+    task_id: str | None = None
+    is_error: bool = False
+    is_summary: bool = False
+    instructions: tuple[str, ...] = ()
+
 
 class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
-    `began` is what session.created says, `instructions` the nested instruction files that were shown; `steps` and `cost`
-    (USD) are the present task's, `usage` the last model call's.
+    `began` is what session.created says, `instructions` the nested instruction files that were shown; `steps`, `cost`
+    (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
     """
 
     def __init__(self, session_id: str) -> None:
         self.session_id = session_id
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self.began: Mapping[str, Any] | None = None
+        self.entries: list[Entry] = []
         self.instructions: set[str] = set()
         self.steps = 0
+        self.corrections = 0
         self.usage: Mapping[str, Any] = {}
         self.cost = 0.0
-        self._messages: list[Message] = []
-        self._prompts: dict[str, Any] = {}
+        self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
+        self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
-        self._task_at = 0
 
     @property
     def messages(self) -> Sequence[Message]:
-        """The conversation so far. Do not change it."""
-        return self._messages
+        """What the next request is made of: the conversation so far, and then what was added for it."""
+        return [entry.message for entry in (*self.entries, *self._added.get(self._task_id or "", ()))]
+
+    @property
+    def added(self) -> Sequence[str]:
+        """The ids of the messages that came while the present task worked, and are in no answered request yet."""
+        return [entry.message_id for entry in self._added.get(self._task_id or "", ())]
 
     @property
     def open_calls(self) -> Sequence[ToolCall]:
@@ -46,54 +79,144 @@ class Conversation:
         return list(self._open.values())
 
     @property
+    def settled(self) -> Sequence[Entry]:
+        """The entries without the last turn, if one of its calls is open."""
+        return self.entries[: self._asked_at()] if self._open else self.entries
+
+    @property
     def is_answered(self) -> bool:
-        """Whether the last message is an assistant's without calls: the task's final answer."""
-        return bool(self._messages) and self._messages[-1].role == "assistant" and not self._messages[-1].tool_calls
+        """Whether the last message is an assistant's without calls, and nothing came after it: the task's final answer."""
+        last = self.entries[-1].message if self.entries else None
+        return last is not None and last.role == "assistant" and not last.tool_calls and not self.added
+
+    def closed(self, output: str = NOT_RUN) -> list[Entry]:
+        """Gives the entries with a result for every call: `output` for those that are open."""
+        ends = [_result(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
+        return [*self.entries, *ends]
 
     def apply(self, event: Event) -> None:
         """Takes the next event in. Skips types that are none of a conversation's."""
-        data = event.data
-        match event.type:
-            case "session.created":
-                self.began = data
-            case "task.created":
-                self._prompts[event.task_id or ""] = data["prompt"]
-            case "task.started":
-                self._close_calls()
-                self._task_id, self._task_at = event.task_id, len(self._messages)
-                self.steps, self.cost = 0, 0.0
-                self._messages.append(Message("user", parts(self._prompts.pop(event.task_id or "", ""))))
-            case "message.completed":
-                self._assistant(data)
-            case "tool.finished":
-                self._result(data["toolCallId"], data["output"])
-                self.instructions.update(data.get("details", {}).get("instructions", ()))
-            case "task.completed":
-                self._close_calls()
-            case "task.failed" if event.task_id != self._task_id:
-                self._prompts.pop(event.task_id or "", None)  # it never began, while another one may be at work
-            case "task.failed":
-                self._close_calls()
-                # A prompt that no model answered is left out: it may be the very reason of the failure.
-                if len(self._messages) == self._task_at + 1 and self._messages[-1].role == "user":
-                    self._messages.pop()
+        fold = _FOLDS.get(event.type)
+        if fold is not None:
+            fold(self, event)
 
-    def _assistant(self, data: Mapping[str, Any]) -> None:
+    # The folds, one for each type
+
+    def _created(self, event: Event) -> None:
+        self.began = event.data
+
+    def _deleted(self, event: Event) -> None:
+        self._begin_anew()
+
+    def _copied(self, event: Event) -> None:
+        self._close_calls()
+        entry = entry_from_wire(event.data)
+        self.entries.append(entry)
+        self.instructions.update(entry.instructions)
+
+    def _accepted(self, event: Event) -> None:
+        content = parts(event.data["prompt"])
+        if (schema := event.data.get("outputSchema")) is not None:
+            content = (*content, Text("\n\n" + ANSWER.format(msgspec.json.encode(schema, order="sorted").decode())))
+        task_id = event.task_id or ""
+        self._prompts[task_id] = Entry(prompt_id(task_id), Message("user", content), event.time, task_id)
+
+    def _started(self, event: Event) -> None:
+        self._close_calls()
+        task_id = event.task_id or ""
+        self._task_id = task_id
+        self.steps, self.corrections, self.cost = 0, 0, 0.0
+        blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
+        self.entries.append(self._prompts.pop(task_id, blank))
+
+    def _came(self, event: Event) -> None:
+        task_id, message_id = event.task_id or "", event.data["messageId"]
+        waiting = self._added.setdefault(task_id, [])
+        if all(entry.message_id != message_id for entry in waiting):
+            waiting.append(Entry(message_id, Message("user", parts(event.data["prompt"])), event.time, task_id))
+            self.corrections += event.data.get("reason") == "output"
+
+    def _answered(self, event: Event) -> None:
+        data = event.data
+        self._close_calls()
+        self._enter(event.task_id or "", data.get("added", ()))
         calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in data.get("toolCalls", ()))
         content = (Text(data["text"]),) if data["text"] else ()
-        self._messages.append(Message("assistant", content, calls, reasoning=data.get("reasoning")))
+        message = Message("assistant", content, calls, reasoning=data.get("reasoning"))
+        self.entries.append(Entry(data["messageId"], message, event.time, event.task_id))
         self._open = {call.id: call for call in calls}
         self.steps += 1
         self.usage = data.get("usage") or {}
         self.cost += self.usage.get("cost") or 0.0
 
-    def _result(self, call_id: str, output: str) -> None:
+    def _enter(self, task_id: str, message_ids: Sequence[str]) -> None:
+        """Puts what was added and sent into its place, before the answer to it."""
+        waiting = self._added.get(task_id, [])
+        self.entries += [entry for entry in waiting if entry.message_id in message_ids]
+        self._added[task_id] = [entry for entry in waiting if entry.message_id not in message_ids]
+
+    def _returned(self, event: Event) -> None:
+        call_id = event.data["toolCallId"]
         if self._open.pop(call_id, None) is not None:
-            self._messages.append(Message("tool", (Text(output),), tool_call_id=call_id))
+            self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
+        self.instructions.update(event.data.get("details", {}).get("instructions", ()))
+
+    def _compacted(self, event: Event) -> None:
+        until = event.data["replaces"]["untilMessageId"]
+        cut = next((at + 1 for at in reversed(range(len(self.entries))) if self.entries[at].message_id == until), 0)
+        cut = min(cut, len(self.settled))  # a call is never parted from its result, also one to come
+        if cut:
+            summary = Message("user", (Text(SUMMARY.format(event.data["summary"])),))
+            self.entries[:cut] = [Entry(event.data["messageId"], summary, event.time, event.task_id, is_summary=True)]
+            self.instructions = {name for entry in self.entries for name in entry.instructions}
+        self.cost += (event.data.get("usage") or {}).get("cost") or 0.0
+
+    def _ended(self, event: Event) -> None:
+        task_id = event.task_id or ""
+        self._added.pop(task_id, None)
+        if event.type == "task.failed" and task_id != self._task_id:
+            self._prompts.pop(task_id, None)  # it never began, while another one may be at work
+            return
+        self._close_calls()
+        # A prompt that no model answered is left out: it may be the very reason of the failure.
+        if event.type == "task.failed" and self.entries and self.entries[-1].message_id == prompt_id(task_id):
+            self.entries.pop()
 
     def _close_calls(self) -> None:
-        for call_id in list(self._open):
-            self._result(call_id, NOT_RUN)
+        if self._open:
+            self.entries = self.closed()
+            self._open = {}
+
+    def _asked_at(self) -> int:
+        """The place of the last assistant's message: the one that open calls are in."""
+        return next(at for at in reversed(range(len(self.entries))) if self.entries[at].message.role == "assistant")
+
+
+_FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
+    "session.created": Conversation._created,
+    "session.deleted": Conversation._deleted,
+    "session.compacted": Conversation._compacted,
+    "message.copied": Conversation._copied,
+    "message.added": Conversation._came,
+    "message.completed": Conversation._answered,
+    "tool.finished": Conversation._returned,
+    "task.created": Conversation._accepted,
+    "task.started": Conversation._started,
+    "task.completed": Conversation._ended,
+    "task.failed": Conversation._ended,
+}
+
+
+def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None = None) -> Entry:
+    message = Message("tool", (Text(data["output"]),), tool_call_id=call_id)
+    shown = tuple(data.get("details", {}).get("instructions", ()))
+    at = asked.created_at if at is None else at
+    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown)
+
+
+def prompt_id(task_id: str) -> str:
+    """Gives the id of the message that a task's prompt is."""
+    return f"msg_{task_id.removeprefix('task_')}"
 
 
 def parts(prompt: Any) -> tuple[Part, ...]:
@@ -101,6 +224,41 @@ def parts(prompt: Any) -> tuple[Part, ...]:
     if isinstance(prompt, str):
         return (Text(prompt),)
     return tuple(Text(part["text"]) if part["type"] == "text" else Image(part["mediaType"], part["data"]) for part in prompt)
+
+
+def parts_to_wire(content: Sequence[Part]) -> list[dict[str, Any]]:
+    """Gives a message's content as the API has it."""
+    return [
+        {"type": "text", "text": part.text}
+        if isinstance(part, Text)
+        else {"type": "image", "mediaType": part.media_type, "data": part.data}
+        for part in content
+    ]
+
+
+def entry_to_wire(entry: Entry) -> dict[str, Any]:
+    """Gives an entry as message.copied says it: `entry_from_wire` makes the same bytes for a provider of it."""
+    message = entry.message
+    return {
+        "messageId": entry.message_id,
+        "role": message.role,
+        "content": parts_to_wire(message.content),
+        "toolCalls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls],
+        "toolCallId": message.tool_call_id,
+        "reasoning": message.reasoning,
+        "createdAt": entry.created_at,
+        "taskId": entry.task_id,
+        "isError": entry.is_error,
+        "isSummary": entry.is_summary,
+        "instructions": entry.instructions,
+    }
+
+
+def entry_from_wire(data: Mapping[str, Any]) -> Entry:
+    calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in data["toolCalls"])
+    message = Message(data["role"], parts(data["content"]), calls, data["toolCallId"], data["reasoning"])
+    flags = (data["isError"], data["isSummary"], tuple(data["instructions"]))
+    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags)
 
 
 async def load(log: EventLog, session_id: str) -> Conversation:

@@ -8,6 +8,7 @@ integrations.json, environment.json
                  what clients have set of integrations, and for commands
 outputs/         outputs too long for a reply
 shadow/          the shadow repository
+tools/           of unfinished tasks, the configuration of their own tools that no event may hold
 """
 
 import fcntl

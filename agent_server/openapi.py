@@ -14,6 +14,7 @@ from agent_server.http import Endpoint, ErrorReply, Raw, Socket, reply
 
 _REASONS = {
     200: "The answer",
+    201: "Created",
     202: "Accepted",
     204: "Nothing more will come",
     400: "INVALID_REQUEST: details.path names the field",

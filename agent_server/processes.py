@@ -11,7 +11,7 @@ import logging
 import os
 import pwd
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,19 @@ class Processes:
             raise Conflict(f"The kernel does not end {numbers} of it yet; try again later.", details={"pids": sorted(left)})
         if process is not None:
             await process.wait()
+
+    @contextlib.asynccontextmanager
+    async def lent(self, argv: Sequence[str], cwd: Path, owner: Owner) -> AsyncIterator[dict[str, str]]:
+        """Gives the environment for a process that somebody else starts within the context; at its end all that carry it are dead."""
+        process_id = new_id("proc")
+        await self._recovered.wait()
+        data = {"processId": process_id, "command": [*argv], "cwd": str(cwd), "background": True}
+        await self._log.append(self._draft("process.started", data, owner))
+        try:
+            yield {**self._environment, "PWD": str(cwd), proctree.VARIABLE: f"{self._mark}/{process_id}"}
+        finally:
+            await finish(self.kill(process_id))
+            self._log.say(self._draft("process.exited", {"processId": process_id, "reason": "it was no longer needed"}, owner))
 
     async def kill(self, process_id: str) -> set[int]:
         """Ends a command's whole tree: SIGTERM, 2 s, SIGKILL. Also what it left in the background. Gives what cannot be ended."""

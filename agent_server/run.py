@@ -8,14 +8,20 @@ from typing import Any, Protocol
 import msgspec
 
 from agent_server.conversation import Conversation
+from agent_server.custom import Offered
 from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
+from agent_server.mcp_client import McpServers
 from agent_server.messages import Message
 from agent_server.processes import Processes
 from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
+from agent_server.schema import Schema
+from agent_server.slots import Slot
 from agent_server.tasks import Task
+from agent_server.tool_configs import ToolConfigs
+from agent_server.web_tool import WebTools
 from agent_server.workspace import Workspace
 from tools import Tool
 
@@ -30,14 +36,23 @@ class Surroundings(msgspec.Struct, frozen=True):
     workspace: Workspace
     outputs: Path
     tools: Mapping[str, Tool]
+    web: WebTools
+    mcp: McpServers
+    configs: ToolConfigs
+
+
+class Paused(Exception):
+    """The server is stopping: the task stands at a safe point, and goes on at the next start."""
 
 
 class Caller(Protocol):
     """On whose behalf calls run: a task at work, or whoever calls the tools over MCP."""
 
     around: Surroundings
-    tools: Mapping[str, Tool]
     arguments: dict[str, str]
+
+    @property
+    def tools(self) -> Mapping[str, Offered]: ...
 
     @property
     def session_id(self) -> str: ...
@@ -61,23 +76,29 @@ class Caller(Protocol):
 class Run(msgspec.Struct):
     """A task while somebody works on it.
 
-    `begun` holds the calls whose `tool.started` is in the log, `arguments` the unmasked arguments of the calls made in
-    this process, `parallel` how many read-only calls run side by side; `is_asking` is set while a model call
-    is under way, which can be broken off and made again.
+    `begun` holds the calls that had begun and not ended before this process, `requested` those that a client was asked to run;
+    `arguments` the unmasked arguments of the calls made in this process, `parallel` how many read-only calls run side by side.
+    `is_waiting` is set while a model or a client is waited for, which can be broken off and done again; `is_closed` once the
+    final answer is taken; `changed` when somebody else has added an event.
     """
 
     task: Task
     conversation: Conversation
     around: Surroundings
-    tools: Mapping[str, Tool]
+    tools: Mapping[str, Offered]
     options: ModelOptions
     system: Message
     max_steps: int
     max_cost: float | None
     parallel: int
     is_draining: Callable[[], bool]
-    is_asking: bool = False
+    slot: Slot
+    output: Schema | None = None
+    is_waiting: bool = False
+    is_closed: bool = False
+    changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
     begun: set[str] = msgspec.field(default_factory=set)
+    requested: set[str] = msgspec.field(default_factory=set)
     arguments: dict[str, str] = msgspec.field(default_factory=dict)
     _posted: "list[asyncio.Future[None]]" = msgspec.field(default_factory=list)
 
@@ -94,11 +115,15 @@ class Run(msgspec.Struct):
 
     def post(self, *drafts: Draft) -> list[Event]:
         """Adds events without waiting. They are in the conversation at once; the next `append` answers for them."""
+        return self.take(*drafts)[0]
+
+    def take(self, *drafts: Draft) -> "tuple[list[Event], asyncio.Future[None]]":
+        """Like `post`, for whoever must know whether these events themselves were written."""
         events, committed = self.around.log.post(*drafts)
         self._posted.append(committed)
         for event in events:
             self.conversation.apply(event)
-        return events
+        return events, committed
 
     async def append(self, *drafts: Draft) -> list[Event]:
         """Adds events and returns when they, and all posted before them, are durable.

@@ -1,32 +1,30 @@
 """Sessions at work: one task at a time in each, sessions side by side, every task to its end.
 
 `submit` is the one way in: it appends `task.created`, which is the enqueue. What was processing when the server ended
-goes on from the log at the next start.
+goes on from the log at the next start. How a task is worked on is `attempts.py`.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any, Protocol
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
 from weakref import WeakValueDictionary
 
 import msgspec
 
-from agent_server import conversation, tasks
+from agent_server import custom, delivery, session_index, tasks
 from agent_server.agents import Agent
-from agent_server.calls import interrupted
-from agent_server.errors import AgentServerError, Conflict, Draining, TaskTimeout, TooManyRequests, Unprocessable
+from agent_server.attempts import Active, Attempts, Checkpoints, built_in
+from agent_server.endings import cancelled, failed, failure
+from agent_server.errors import AgentServerError, Conflict, Draining, TooManyRequests, Unprocessable
 from agent_server.events import Draft, LogUnavailable
-from agent_server.gateway import ModelOptions
 from agent_server.ids import new_id
-from agent_server.loop import Paused, work
-from agent_server.messages import Message, Text
-from agent_server.processes import finish
-from agent_server.prompts import system_prompt
-from agent_server.run import Run, Surroundings
+from agent_server.run import Surroundings
+from agent_server.slots import Slot
+from agent_server.submission import Submission, title
 from agent_server.tasks import TERMINAL, Task
 
 logger = logging.getLogger(__name__)
@@ -37,73 +35,32 @@ MAIN_SESSION = "sess_main"
 MAX_QUEUED = 1_000
 """Tasks that wait in all sessions together; more are refused with TOO_MANY_REQUESTS."""
 
-MAX_RESUMPTIONS = 3
-"""Resumptions without a finished step in between after which a task fails: it may be what ends the server."""
-
 LOG_RETRY = 5.0
 """Seconds until a task goes on whose events could not be written."""
 
-CANCELLED = "Cancelled: the task was ended while this call ran. It may have run in part."
-
-
-class Checkpoints(Protocol):
-    """What records the workspace before and after a task."""
-
-    async def begin(self, task: Task) -> None:
-        """Records the state before the task, once. Errors: none; a failure is logged."""
-
-    async def end(self, task: Task) -> Sequence[Mapping[str, Any]]:
-        """Records the state after it and gives what changed, as `changes` has it. Errors: none."""
-
-
-class Submission(
-    msgspec.Struct, frozen=True, kw_only=True, rename={"max_steps": "maxSteps", "max_cost": "maxCost", "auto_tools": "autoTools"}
-):
-    """A task as it is created: what `task.created` says."""
-
-    prompt: str | list[dict[str, Any]]
-    model: str
-    provider: str
-    timeout_ms: int
-    max_steps: int
-    max_tokens: int | None = None
-    max_cost: float | None = None
-    system: str | None = None
-    auto_tools: bool = True
-
 
 class _Lane(msgspec.Struct):
-    """One session's queue, and its worker."""
+    """One session's queue, and its worker. `arriving` counts the tasks whose acceptance is being written; while it `is_held`,
+    somebody changes the session, and no task of it begins."""
 
     waiting: deque[str] = msgspec.field(default_factory=deque)
     worker: "asyncio.Task[None] | None" = None
-
-
-class _Active(msgspec.Struct):
-    """A task that is being worked on. `ended` is set when the worker has let go of it."""
-
-    work: "asyncio.Task[None] | None" = None
-    run: Run | None = None
-    is_cancelled: bool = False
-    ended: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
-
-    def stop(self) -> None:
-        if self.work is not None:
-            self.work.cancel()
+    arriving: int = 0
+    is_held: bool = False
 
 
 class Sessions:
     """The queues and workers. `run` must be running for anything to happen."""
 
     def __init__(self, around: Surroundings, agent: Agent, checkpoints: Checkpoints, *, max_concurrent: int) -> None:
-        self._around = around
+        self.around = around
         self._log = around.log
         self.agent = agent
-        self._checkpoints = checkpoints
-        self._slots = asyncio.Semaphore(max_concurrent)
+        self._attempts = Attempts(around, agent, checkpoints, lambda: self.is_draining)
+        self._places = asyncio.Semaphore(max_concurrent)
         self._lanes: dict[str, _Lane] = {}
-        self._active: dict[str, _Active] = {}
-        self._keys: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each lives as long as a request has it
+        self._active: dict[str, Active] = {}
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each lives as long as a request has it
         self._group: asyncio.TaskGroup | None = None
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
@@ -112,7 +69,9 @@ class Sessions:
     async def run(self) -> None:
         """Takes up what was unfinished, and works until `drain`. Ends when every worker has."""
         async with asyncio.TaskGroup() as self._group:
-            for task in await tasks.find_unfinished(self._log):
+            unfinished = await tasks.find_unfinished(self._log)
+            await self.around.configs.sweep({task.task_id for task in unfinished})
+            for task in unfinished:
                 self._enqueue(task.session_id, task.task_id)
             self._ready.set()
             await self._stop.wait()
@@ -145,7 +104,7 @@ class Sessions:
         """
         if key is None:
             return await self._create(submission, session_id or MAIN_SESSION, {})
-        lock = self._keys.setdefault(key, asyncio.Lock())  # one creation for each key at a time
+        lock = self._locks.setdefault(f"key {key}", asyncio.Lock())  # one creation for each key at a time
         async with lock:
             known = await tasks.find_by_key(self._log, key)
             if known is None:
@@ -168,11 +127,30 @@ class Sessions:
         if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
-        data = {**msgspec.to_builtins(submission), **more, "title": _title(submission.prompt)}
         came = [Draft("integration.received", origin, session_id, task_id)] if origin is not None else []
-        await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
-        self._enqueue(session_id, task_id)
+        lane = self._lane(session_id)
+        lane.arriving += 1
+        try:
+            public = await self._withheld(task_id, submission)
+            data = {**msgspec.to_builtins(public), **more, "title": title(submission.prompt)}
+            await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
+            self._enqueue(session_id, task_id)
+        finally:
+            lane.arriving -= 1
+            self._tidy(session_id)
         return task_id
+
+    async def _withheld(self, task_id: str, submission: Submission) -> Submission:
+        """Gives the submission as events may have it; what they must not have is kept where the task finds it."""
+        public = custom.shown(submission.tools)
+        if public != list(submission.tools):
+            self.around.secrets.add(custom.secrets_of(submission.tools), is_own=False)
+            try:
+                await self.around.configs.keep(task_id, submission.tools)
+            except OSError as error:
+                what = error.strerror or type(error).__name__
+                raise AgentServerError(f"The tools' configuration cannot be kept: {what}. Free some disk space and try again.") from error
+        return msgspec.structs.replace(submission, tools=public)
 
     async def wait(self, task_id: str) -> Task:
         """Waits for a task's end and gives it.
@@ -203,15 +181,93 @@ class Sessions:
             await active.ended.wait()
         elif lane is not None and task_id in lane.waiting:
             lane.waiting.remove(task_id)
-            await self._log.append(_failed(task, _cancelled(task_id), "cancelled"))
+            await self._log.append(failed(task, cancelled(task_id), "cancelled"))
+            await self._attempts.forget(task)
         return await tasks.find(self._log, task_id)
+
+    async def steer(self, task_id: str, prompt: str | list[dict[str, Any]]) -> str:
+        """Adds a message to a task that has not ended, and gives the message's id; it is durable when this returns.
+
+        Errors: NotFound; Conflict when the task has ended, or has its final answer; Draining.
+        """
+        task = await self._unended(task_id)
+        message_id = new_id("msg")
+        await self._tell(task, Draft("message.added", {"messageId": message_id, "prompt": prompt}, task.session_id, task_id, sync=True))
+        return message_id
+
+    async def deliver(self, task_id: str, call_id: str, text: str, *, is_error: bool) -> Task:
+        """Takes the result of a call that the client was asked to run, once; it is durable when this returns.
+
+        Errors: NotFound; Conflict when another result was given, or none can be; Draining.
+        """
+        lock = self._locks.setdefault(f"results {task_id}", asyncio.Lock())  # of two at once the second sees what the first wrote
+        async with lock:
+            await self.ready()
+            task = await tasks.find(self._log, task_id)
+            if (data := await delivery.result(self.around, task, call_id, text, is_error=is_error)) is not None:
+                await self._tell(await self._unended(task_id), Draft("tool.finished", data, task.session_id, task_id, sync=True))
+        return task
+
+    async def _unended(self, task_id: str) -> Task:
+        await self.ready()
+        task = await tasks.find(self._log, task_id)
+        if task.ended is not None:
+            raise _over(task_id)
+        if self.is_draining:
+            raise Draining("The server is stopping; send the request again in a few seconds.")
+        return task
+
+    async def _tell(self, task: Task, draft: Draft) -> None:
+        """Adds an event to a task that has not ended, in such a way that its loop sees it."""
+        active = self._active.get(task.task_id)
+        lane = self._lanes.get(task.session_id)
+        if active is not None and active.is_open:
+            if active.run is not None:
+                _, committed = active.run.take(draft)
+                active.run.changed.set()
+            else:
+                events, committed = self._log.post(draft)
+                active.arrived += events
+        elif active is None and lane is not None and task.task_id in lane.waiting:
+            _, committed = self._log.post(draft)
+        else:
+            raise _over(task.task_id)
+        await self._log.append()
+        if committed.done():  # what is not is safe in the journal
+            committed.result()
+
+    @asynccontextmanager
+    async def held(self, session_id: str) -> AsyncIterator[None]:
+        """Holds an idle session while something of it is changed: its tasks wait meanwhile.
+
+        Errors: NotFound (SESSION_NOT_FOUND); Conflict when a task of it is queued or at work, or somebody else holds it; Draining.
+        """
+        await self.ready()
+        if self.is_draining:
+            raise Draining("The server is stopping; send the request again in a few seconds.")
+        session = await session_index.find(self._log, session_id)
+        lane = self._lane(session_id)
+        if lane.worker is not None and not session.processing:
+            await asyncio.wait([lane.worker])  # its last task has ended, and it is about to
+            lane = self._lane(session_id)
+        if lane.is_held or lane.waiting or lane.arriving or lane.worker is not None:
+            raise Conflict(
+                "The session is busy; send the request again when its tasks have ended, or cancel them.", details={"sessionId": session_id}
+            )
+        lane.is_held = True
+        try:
+            yield
+        finally:
+            lane.is_held = False
+            self._wake(session_id, lane)
+            self._tidy(session_id)
 
     async def drain(self, grace: float) -> None:
         """Lets tasks come to a safe point, for `grace` seconds at the most; then they are broken off, and go on at the next start."""
         self.is_draining = True
         for active in self._active.values():
-            if active.run is not None and active.run.is_asking:
-                active.stop()  # a model call is made again; waiting for it saves nothing
+            if active.run is not None and active.run.is_waiting:
+                active.stop()  # a model call is made again, and a client's result can come later: waiting saves nothing
         if self._active:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace):
@@ -220,6 +276,15 @@ class Sessions:
             active.stop()
         self._stop.set()
 
+    async def stopping(self) -> None:
+        """Returns when what goes on is broken off: the server stops, and its grace is over."""
+        await self._stop.wait()
+
+    @property
+    def tool_names(self) -> Collection[str]:
+        """The names of the agent's own tools, which a client's must not have."""
+        return built_in(self.around, self.agent, {"autoTools": True})
+
     @property
     def processing(self) -> int:
         """How many tasks are queued or at work."""
@@ -227,26 +292,41 @@ class Sessions:
 
     # The workers
 
+    def _lane(self, session_id: str) -> _Lane:
+        return self._lanes.setdefault(session_id, _Lane())
+
+    def _tidy(self, session_id: str) -> None:
+        """Forgets a lane in which nothing is."""
+        lane = self._lanes.get(session_id)
+        if lane is not None and not (lane.waiting or lane.arriving or lane.is_held or lane.worker):
+            del self._lanes[session_id]
+
     def _enqueue(self, session_id: str, task_id: str) -> None:
         if self._group is None or self.is_draining:
             return  # it goes on at the next start
-        lane = self._lanes.setdefault(session_id, _Lane())
+        lane = self._lane(session_id)
         lane.waiting.append(task_id)
-        if lane.worker is None:
+        self._wake(session_id, lane)
+
+    def _wake(self, session_id: str, lane: _Lane) -> None:
+        if self._group is not None and lane.waiting and lane.worker is None and not (lane.is_held or self.is_draining):
             lane.worker = self._group.create_task(self._serve(session_id, lane), name=f"session {session_id}")
 
     async def _serve(self, session_id: str, lane: _Lane) -> None:
         while lane.waiting and not self.is_draining:
-            async with self._slots:
+            slot = Slot(self._places)
+            await slot.take()
+            try:
                 if lane.waiting and not self.is_draining:
-                    await self._process(lane.waiting.popleft())
+                    await self._process(lane.waiting.popleft(), slot)
+            finally:
+                slot.leave()
         lane.worker = None
-        if not lane.waiting:
-            self._lanes.pop(session_id, None)
+        self._tidy(session_id)
 
-    async def _process(self, task_id: str) -> None:
+    async def _process(self, task_id: str, slot: Slot) -> None:
         """Works on a task until it has ended in the log, or the server stops."""
-        active = self._active[task_id] = _Active()
+        active = self._active[task_id] = Active(slot)
         try:
             while not await self._try(task_id, active):
                 await asyncio.sleep(LOG_RETRY)
@@ -256,170 +336,27 @@ class Sessions:
             active.ended.set()
             del self._active[task_id]
 
-    async def _try(self, task_id: str, active: _Active) -> bool:
+    async def _try(self, task_id: str, active: Active) -> bool:
         """Works on a task, and tells whether the log could be written."""
+        active.run, active.arrived = None, []
         try:
-            active.work = asyncio.create_task(self._attempt(task_id, active), name=task_id)
+            active.work = asyncio.create_task(self._attempts.attempt(task_id, active), name=task_id)
             if active.is_cancelled:
                 active.work.cancel()
             try:
-                await self._settle(task_id, active, active.work)
+                await self._attempts.settle(task_id, active, active.work)
             except LogUnavailable:
                 raise
             except Exception as error:  # the border: one session's fault must not end the others
                 logger.exception("%s could not be settled", task_id)
                 task = await tasks.find(self._log, task_id)
-                await self._log.append(_failed(task, *_failure(task, error)))
+                await self._log.append(failed(task, *failure(task, error)))
         except LogUnavailable as error:
             logger.error("%s cannot go on: %s", task_id, error)
+            active.work = None
             return False
         return True
 
-    async def _settle(self, task_id: str, active: _Active, work: "asyncio.Task[None]") -> None:
-        """Waits for the work on a task and writes down how it failed, if it did."""
-        await asyncio.wait([work])
-        await self._log.flush()  # what the work has posted is to be read below
-        error = asyncio.CancelledError() if work.cancelled() else work.exception()
-        if error is None or isinstance(error, Paused):
-            return
-        if isinstance(error, LogUnavailable):
-            raise error
-        if self.is_draining and isinstance(error, asyncio.CancelledError) and not active.is_cancelled:
-            return
-        task = await tasks.find(self._log, task_id)
-        if task.ended is not None:
-            return
-        failure, phase = _failure(task, error)
-        state = await conversation.load(self._log, task.session_id)
-        begun = await self._begun(task)
-        ends = [interrupted(call, CANCELLED) for call in state.open_calls if call.id in begun]
-        changes = await self._checkpoints.end(task) if task.started is not None else []
-        drafts = [Draft("tool.finished", end, task.session_id, task_id) for end in ends]
-        await self._log.append(*drafts, _failed(task, failure, phase, changes))
 
-    async def _attempt(self, task_id: str, active: _Active) -> None:
-        task = await tasks.find(self._log, task_id)
-        if task.ended is not None:
-            return  # all but the news of its end was written when the log broke off
-        if task.started is None:
-            await self._log.append(*await self._first(task), Draft("task.started", {}, task.session_id, task_id))
-            remaining = task.given["timeout_ms"] / 1000
-        else:
-            remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
-        try:
-            async with asyncio.timeout(max(remaining, 0)) as deadline:
-                await self._checkpoints.begin(task)
-                run = self._prepare(task, await conversation.load(self._log, task.session_id))
-                run.begun = await self._begun(task) if task.started is not None else set()
-                active.run = run
-                response = await work(run)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
-        await finish(self._complete(run, response))
-
-    async def _first(self, task: Task) -> list[Draft]:
-        """The event that begins a session, when this is its first task."""
-        if await self._log.read(session_id=task.session_id, types=("session.created",), context=True):
-            return []
-        day = datetime.now(UTC).date()
-        system = await asyncio.to_thread(system_prompt, self.agent, self._around.workspace.root, day)
-        return [Draft("session.created", {"date": day.isoformat(), "agent": self.agent.name, "system": system}, task.session_id)]
-
-    async def _resume(self, task: Task) -> float:
-        """Notes that a task goes on, and gives the seconds it has run before."""
-        if task.resumptions >= MAX_RESUMPTIONS:
-            raise _GivenUp(f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.")
-        # The ends of commands are told by this start too, where the one before did not: they say nothing of how long it worked.
-        statement = "SELECT max(time) FROM events WHERE task_id = ? AND type != 'process.exited'"
-        last = await self._log.query(lambda db: db.execute(statement, (task.task_id,)).fetchone()[0])
-        elapsed: int = task.elapsed + max(0, last - (task.run_at or last))
-        drafts = [Draft("task.resumed", {"elapsed_ms": elapsed, "resumption": task.resumptions + 1}, task.session_id, task.task_id)]
-        if (message_id := await self._broken_message(task)) is not None:
-            drafts.insert(0, Draft("message.discarded", {"messageId": message_id}, task.session_id, task.task_id))
-        await self._log.append(*drafts)
-        return elapsed / 1000
-
-    async def _broken_message(self, task: Task) -> str | None:
-        types = ("message.delta", "reasoning.delta", "message.completed", "message.discarded")
-        where = f"task_id = ? AND type IN ({', '.join('?' * len(types))}) ORDER BY seq DESC LIMIT 1"
-        statement, values = f"SELECT type, data FROM events WHERE {where}", (task.task_id, *types)
-        row = await self._log.query(lambda db: db.execute(statement, values).fetchone())
-        return msgspec.json.decode(row[1])["messageId"] if row is not None and row[0].endswith(".delta") else None
-
-    async def _begun(self, task: Task) -> set[str]:
-        started = await self._log.read(task_id=task.task_id, types=("tool.started",))
-        return {event.data["toolCallId"] for event in started}
-
-    def _prepare(self, task: Task, state: conversation.Conversation) -> Run:
-        given = task.given
-        system = (state.began or {}).get("system", "")
-        if given.get("system"):
-            system = f"{system}\n\n{given['system']}"
-        allowed = self.agent.tools
-        offered = (
-            {name: tool for name, tool in self._around.tools.items() if allowed is None or name in allowed} if given["autoTools"] else {}
-        )
-        return Run(
-            task=task,
-            conversation=state,
-            around=self._around,
-            tools=offered,
-            options=ModelOptions(given["provider"], given["model"], given["max_tokens"]),
-            system=Message("system", (Text(system),)),
-            max_steps=given["maxSteps"],
-            max_cost=given["maxCost"],
-            parallel=self.agent.parallel,
-            is_draining=lambda: self.is_draining,
-        )
-
-    async def _complete(self, run: Run, response: str) -> None:
-        changes = await self._checkpoints.end(run.task)
-        await run.append()
-        task = await tasks.find(self._log, run.task.task_id)
-        data = {
-            "response": response,
-            "usage": task.usage,
-            "tokensUsed": task.usage["total_tokens"],
-            "messageId": task.message_id,
-            "steps": task.steps,
-            "toolsUsed": task.tools_used,
-            "changes": changes,
-        }
-        await run.append(run.draft("task.completed", data, sync=True))
-
-
-class _GivenUp(AgentServerError):
-    pass
-
-
-def _failure(task: Task, error: BaseException) -> tuple[AgentServerError, str]:
-    """Gives what a client is told of a task's end, and its phase."""
-    if isinstance(error, asyncio.CancelledError):
-        return _cancelled(task.task_id), "cancelled"
-    if isinstance(error, TaskTimeout):
-        return error, "timed_out"
-    if isinstance(error, _GivenUp):
-        return error, "interrupted"
-    if isinstance(error, AgentServerError):
-        return error, "done"
-    logger.error("%s failed", task.task_id, exc_info=error)
-    return AgentServerError(f"The server failed on this task ({type(error).__name__}); its log has the details."), "done"
-
-
-def _cancelled(task_id: str) -> AgentServerError:
-    return Conflict("The task was cancelled.", code="TASK_CANCELLED", details={"taskId": task_id})
-
-
-def _failed(task: Task, error: AgentServerError, phase: str, changes: Sequence[Mapping[str, Any]] = ()) -> Draft:
-    described = {"code": error.code, "message": error.message, "details": {**error.details, "taskId": task.task_id}}
-    done = {"usage": task.usage, "steps": task.steps, "toolsUsed": task.tools_used, "changes": list(changes)}
-    data = {"error": described, "status": error.status, "phase": phase, **done}
-    return Draft("task.failed", data, task.session_id, task.task_id, sync=True)
-
-
-def _title(prompt: str | list[dict[str, Any]]) -> str:
-    text = prompt if isinstance(prompt, str) else " ".join(part.get("text", "") for part in prompt)
-    line = " ".join(text.split())
-    return line if len(line) <= 100 else line[:99] + "…"
+def _over(task_id: str) -> Conflict:
+    return Conflict("The task has ended; send a new one to go on with its session.", details={"taskId": task_id})

@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -13,11 +13,14 @@ from agent_server.wire import timestamp
 
 TERMINAL = frozenset({"task.completed", "task.failed"})
 
+Values: TypeAlias = Callable[[Event], dict[str, Any] | None]
+"""What a statement takes of an event; None where it is not to be run."""
+
 
 class TaskIndex:
     """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
 
-    version = 1
+    version = 2
     tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
     schema: Sequence[str] = (
         """CREATE TABLE tasks (
@@ -38,7 +41,10 @@ class TaskIndex:
         for event in events:
             if event.task_id is not None and (fold := _FOLDS.get(event.type)) is not None:
                 statement, values = fold
-                db.execute(statement, {"task": event.task_id, "seq": event.seq, "time": event.time, **values(event)})
+                if (given := values(event)) is not None:
+                    db.execute(statement, {"task": event.task_id, "seq": event.seq, "time": event.time, **given})
+                if event.type == "tool.requested":
+                    db.execute(_COUNT, {"task": event.task_id, "name": event.data["tool"]})
                 if event.type in TERMINAL:
                     used = [(event.task_id, tool["name"], tool["count"]) for tool in event.data.get("toolsUsed", ())]
                     db.executemany("INSERT OR REPLACE INTO task_tools VALUES (?, ?, ?)", used)
@@ -63,6 +69,11 @@ def _usage(event: Event) -> dict[str, Any]:
     }
 
 
+def _resumed(event: Event) -> dict[str, Any]:
+    data = event.data
+    return {"phase": data.get("phase", "running"), "resumptions": data["resumption"], "elapsed": data["elapsed_ms"]}
+
+
 def _end(event: Event) -> dict[str, Any]:
     # The last event has the sum of what retention may have removed.
     return {"phase": event.data.get("phase", "done"), "steps": event.data.get("steps")}
@@ -72,15 +83,23 @@ def _nothing(event: Event) -> dict[str, Any]:
     return {}
 
 
-def _phase(phase: str) -> tuple[str, Callable[[Event], dict[str, Any]]]:
-    return f"UPDATE tasks SET phase = '{phase}' WHERE task_id = :task AND status = 'processing' AND phase != '{phase}'", _nothing
+def _awaited(event: Event) -> dict[str, Any] | None:
+    # Only results that a client gave say how many are still waited for.
+    return {} if event.data.get("awaited") == 0 else None
+
+
+def _phase(phase: str, values: Values = _nothing) -> tuple[str, Values]:
+    return f"UPDATE tasks SET phase = '{phase}' WHERE task_id = :task AND status = 'processing' AND phase != '{phase}'", values
+
+
+_COUNT = "INSERT INTO task_tools VALUES (:task, :name, 1) ON CONFLICT DO UPDATE SET count = count + 1"
 
 
 _END = (
     "UPDATE tasks SET status = '{}', phase = :phase, ended = :seq, ended_at = :time, steps = coalesce(:steps, steps) WHERE task_id = :task"
 )
 
-_FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
+_FOLDS: Mapping[str, tuple[str, Values]] = {
     "task.created": (
         "INSERT OR IGNORE INTO tasks (task_id, session_id, created, created_at, status, phase, idempotency_key, request_hash) "
         "VALUES (:task, :session, :seq, :time, 'processing', 'queued', :key, :hash)",
@@ -91,8 +110,8 @@ _FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
         _nothing,
     ),
     "task.resumed": (
-        "UPDATE tasks SET phase = 'running', resumptions = resumptions + 1, elapsed = :elapsed, run_at = :time WHERE task_id = :task",
-        lambda event: {"elapsed": event.data["elapsed_ms"]},
+        "UPDATE tasks SET phase = :phase, resumptions = :resumptions, elapsed = :elapsed, run_at = :time WHERE task_id = :task",
+        _resumed,
     ),
     "task.retrying": _phase("retrying"),
     "step.started": _phase("running"),
@@ -105,9 +124,11 @@ _FOLDS: Mapping[str, tuple[str, Callable[[Event], dict[str, Any]]]] = {
         _usage,
     ),
     "tool.started": (
-        "INSERT INTO task_tools VALUES (:task, :name, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+        _COUNT,
         lambda event: {"name": event.data["tool"]},
     ),
+    "tool.requested": _phase("waiting"),
+    "tool.finished": _phase("running", _awaited),
     "step.finished": ("UPDATE tasks SET steps = steps + 1, resumptions = 0 WHERE task_id = :task", _nothing),
     "task.completed": (_END.format("completed"), _end),
     "task.failed": (_END.format("failed"), _end),
@@ -177,6 +198,7 @@ class Task(msgspec.Struct, frozen=True):
             "startedAt": timestamp(self.started_at) if self.started_at is not None else None,
             "completedAt": timestamp(self.ended_at) if self.ended_at is not None else None,
             "response": self.outcome.get("response"),
+            "output": self.outcome.get("output"),
             "usage": self.usage,
             "tokensUsed": self.usage["total_tokens"],
             "duration_ms": self.duration,

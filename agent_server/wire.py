@@ -11,7 +11,10 @@ from agent_server.events import Event
 LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 
 _QUIET = frozenset(
-    {"message.delta", "reasoning.delta", "step.started", "step.finished", "session.created", "integration.sending", "integration.held"}
+    {
+        *("message.delta", "message.copied", "reasoning.delta", "step.started", "step.finished", "session.created"),
+        *("integration.sending", "integration.held"),
+    }
 )
 
 LINE = 300
@@ -75,6 +78,10 @@ def _plain(data: Mapping[str, Any]) -> str:
     return ""
 
 
+def _text(prompt: Any) -> str:
+    return prompt if isinstance(prompt, str) else " ".join(part.get("text", "[image]") for part in prompt)
+
+
 def _call(data: Mapping[str, Any]) -> str:
     given = data.get("input")
     if not isinstance(given, dict):
@@ -104,7 +111,12 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "reasoning.delta": lambda d: str(d["delta"]),
     "message.completed": lambda d: str(d["text"]) or ", ".join(call["name"] for call in d.get("toolCalls", ())),
     "message.discarded": lambda d: f"message {d['messageId']} broke off and is made again",
+    "message.added": lambda d: f"message added: {_text(d['prompt'])}",
+    "message.copied": lambda d: f"{d['role']}: {_text(d['content'])}",
+    "session.compacted": lambda d: f"{d['replaces']['messages']} messages were summarised",
+    "session.deleted": lambda d: "session deleted",
     "tool.started": _call,
+    "tool.requested": lambda d: f"the client is to run {_call(d)}",
     "tool.output": lambda d: str(d["chunk"]),
     "tool.finished": lambda d: f"{d['tool']} {'failed' if d.get('isError') else 'done'} after {d['duration_ms']} ms",
     "process.started": lambda d: str(d["command"]),

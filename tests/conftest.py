@@ -42,3 +42,25 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def lasting(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server for many tests, whose provider is `model`."""
+    with serving(AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model") as running:
+        yield running
+
+
+@pytest.fixture
+def anew(lasting: ServerProcess) -> Iterator[ServerProcess]:
+    """The lasting server, running, with nothing in its main session and its workspace: a tenth of a start."""
+    if not lasting.is_running:
+        lasting.start()
+    yield lasting
+    if not lasting.is_running:
+        lasting.start()
+    for task in lasting.get("/tasks?status=processing").json()["tasks"]:
+        lasting.post(f"/tasks/{task['taskId']}/cancel")
+    with lasting.client() as client:
+        assert client.delete("/sessions/sess_main").status_code in (200, 404)
+    subprocess.run(["find", lasting.workspace, "-mindepth", "1", "-delete"], check=True)

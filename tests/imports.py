@@ -32,7 +32,7 @@ RESERVED = {
 }
 """Dependencies that no line imports yet, or that are no module: each with what it is for."""
 
-MODULES = {"gitpython": "git", "sse-starlette": "sse_starlette"}
+MODULES = {"gitpython": "git", "jsonschema-rs": "jsonschema_rs", "sse-starlette": "sse_starlette"}
 """What a distribution's module is called, where it is not the same."""
 
 

@@ -51,6 +51,8 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/tools", "/mcp", "/mcp/config", "/metrics"),
         *("/ports", "/open-ports", "/proxy/{port}", "/proxy/{port}/{path}"),
         *("/integrations", "/integrations/{name}/webhook", "/env"),
+        *("/tasks/{task_id}/messages", "/tasks/{task_id}/tool-results", "/sessions", "/sessions/{session_id}"),
+        *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
@@ -191,6 +193,35 @@ def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, mod
     for task_id in (failed["error"]["details"]["taskId"], late["error"]["details"]["taskId"]):
         check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))
     check("get", "/tasks", server.get("/tasks?status=failed"))
+
+
+def test_sessions_are_as_described_with_all_that_is_done_to_them(server: ServerProcess, model: OpenAIEmulator) -> None:
+    asked = {"text": "I ask.", "tool_calls": [{"name": "mine", "arguments": {"a": 1}, "id": "call_mine"}]}
+    model.script(asked, {"text": '{"b": 2}'}, {"text": "In short."})
+    body = {"prompt": "go", "sessionId": "described", "async": True, "tools": [{"name": "mine"}], "outputSchema": {"type": "object"}}
+    task_id = check("post", "/run", server.post("/run", body))["taskId"]
+    server.wait_for(task_id, "tool.requested")
+    assert check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))["phase"] == "waiting"
+    check("get", "/sessions/{session_id}/messages", server.get("/sessions/described/messages"))
+    check("post", "/sessions/{session_id}/compact", server.post("/sessions/described/compact"))
+    check("post", "/tasks/{task_id}/messages", server.post(f"/tasks/{task_id}/messages", {"prompt": "more"}))
+    result = {"toolCallId": "call_mine", "output": [1]}
+    for _ in range(2):
+        check("post", "/tasks/{task_id}/tool-results", server.post(f"/tasks/{task_id}/tool-results", result))
+    assert server.finish(task_id)["output"] == {"b": 2}
+    check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))
+    for wrong in (result | {"output": 2}, {"toolCallId": "none", "error": "x"}):
+        check("post", "/tasks/{task_id}/tool-results", server.post(f"/tasks/{task_id}/tool-results", wrong))
+    check("post", "/tasks/{task_id}/messages", server.post(f"/tasks/{task_id}/messages", {"prompt": "late"}))
+    check("get", "/sessions", server.get("/sessions"))
+    check("get", "/sessions/{session_id}", server.get("/sessions/described"))
+    check("get", "/sessions/{session_id}/messages", server.get("/sessions/described/messages?limit=1"))
+    forked = check("post", "/sessions/{session_id}/fork", server.post("/sessions/described/fork"))
+    for _ in range(2):
+        check("post", "/sessions/{session_id}/compact", server.post(f"/sessions/{forked['sessionId']}/compact"))
+    with server.client() as client:
+        for _ in range(2):
+            check("delete", "/sessions/{session_id}", client.delete("/sessions/described"))
 
 
 def test_errors_are_as_described(server: ServerProcess) -> None:

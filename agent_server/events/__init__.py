@@ -19,6 +19,7 @@ CONTEXT = frozenset(
         "task.started",
         "message.completed",
         "message.added",
+        "message.copied",
         "tool.finished",
         "session.compacted",
         "task.completed",

@@ -3,25 +3,28 @@
 import binascii
 import hashlib
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import tasks
+from agent_server import custom, tasks
 from agent_server.errors import InvalidRequest
 from agent_server.events import Event
 from agent_server.http import Endpoint, reply
 from agent_server.server import Server, server_of
-from agent_server.sessions import Submission
 from agent_server.streams import resume_from, stream
+from agent_server.submission import Submission
 from agent_server.tasks import TERMINAL, Task
 
 MAX_STEPS = 10_000
 
 DAY_MS = 24 * 3600 * 1000
+
+MAX_IMAGE = 5 << 20
+"""Bytes of one image: what the strictest of the large providers takes."""
 
 
 class TextPart(msgspec.Struct, frozen=True, tag="text"):
@@ -33,19 +36,44 @@ class ImagePart(msgspec.Struct, frozen=True, tag="image", rename="camel"):
     media_type: Literal["image/png", "image/jpeg", "image/gif", "image/webp"]
 
 
+Prompt: TypeAlias = Annotated[str, Meta(min_length=1)] | Annotated[list[TextPart | ImagePart], Meta(min_length=1)]
+
+
+class McpRequest(msgspec.Struct, frozen=True):
+    """How an MCP server is reached: a command that speaks stdio, or the URL of a streamable HTTP endpoint."""
+
+    name: Annotated[str, Meta(pattern=custom.NAME)] = "mcp"
+    command: Annotated[str, Meta(min_length=1)] | None = None
+    args: list[str] = []
+    env: Annotated[dict[str, str], Meta(description="for the command, besides a clean environment; never shown")] = {}
+    cwd: Annotated[str, Meta(description="of the command: relative to the workspace, or absolute")] | None = None
+    url: str | None = None
+    headers: Annotated[dict[str, str], Meta(description="for the URL; never shown")] = {}
+
+
+class ToolRequest(msgspec.Struct, frozen=True):
+    """A tool of the client's own: called at `url`, or without one run by the client, or all those of an MCP server (`mcp` alone)."""
+
+    name: Annotated[str, Meta(pattern=custom.NAME)] | None = None
+    description: str | None = None
+    parameters: Annotated[dict[str, Any], Meta(description="a JSON Schema object")] | None = None
+    url: Annotated[str, Meta(description="the arguments are posted there, and the reply is the result")] | None = None
+    mcp: McpRequest | None = None
+
+
 class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
-    prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[TextPart | ImagePart], Meta(min_length=1)]
+    prompt: Prompt
     model: Annotated[str, Meta(min_length=1)] | None = None
     provider: Annotated[str, Meta(min_length=1)] | None = None
     timeout: Annotated[int, Meta(ge=1, le=7 * DAY_MS, description="milliseconds; the deadline of the whole task")] = 480_000
     max_tokens: Annotated[int, Meta(ge=1, description="of one model response")] | None = msgspec.field(name="max_tokens", default=None)
     system: Annotated[str, Meta(description="added to the system prompt")] | None = None
-    tools: list[dict[str, Any]] = []
-    auto_tools: bool = True
+    tools: list[ToolRequest] = []
+    auto_tools: Annotated[bool, Meta(description="false: only the tools in tools are offered")] = True
     is_async: bool = msgspec.field(name="async", default=False)
     background: bool = False
     session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$(?!\n)")] | None = None
-    output_schema: dict[str, Any] | UnsetType = UNSET
+    output_schema: Annotated[dict[str, Any], Meta(description="a JSON Schema that the final answer must fit")] | None = None
     max_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
     max_cost: Annotated[float, Meta(gt=0, description="USD")] | None = None
 
@@ -88,6 +116,7 @@ class TaskReply(msgspec.Struct, frozen=True, rename="camel"):
     started_at: str | None
     completed_at: str | None
     response: str | None
+    output: Annotated[Any, Meta(description="the final answer as JSON, where the task has an outputSchema")]
     usage: TokenUsage
     tokens_used: int
     duration_ms: int | None = msgspec.field(name="duration_ms")
@@ -116,7 +145,7 @@ class ResumeQuery(msgspec.Struct, frozen=True):
 
 async def run(request: Request, body: RunRequest) -> Response:
     server = server_of(request)
-    submission = _submission(server, body)
+    submission = await _submission(server, body)
     key = request.headers.get("idempotency-key") or None
     if key is not None and len(key) > 255:
         raise InvalidRequest("Idempotency-Key has at most 255 characters.", path="Idempotency-Key")
@@ -131,12 +160,13 @@ async def run(request: Request, body: RunRequest) -> Response:
     return _finished(request, await server.sessions.wait(task_id))
 
 
-def _submission(server: Server, body: RunRequest) -> Submission:
-    if body.tools:
-        raise InvalidRequest("tools: custom tools are not offered by this version; leave the field out.", path="tools")
-    if body.output_schema is not UNSET:
-        raise InvalidRequest("outputSchema: it is not offered by this version; leave the field out.", path="outputSchema")
-    _check_prompt(body.prompt)
+async def _submission(server: Server, body: RunRequest) -> Submission:
+    check_prompt(body.prompt)
+    tools = [_without_null(msgspec.to_builtins(entry)) for entry in body.tools]
+    if tools:
+        await custom.check(tools, server.sessions.tool_names if body.auto_tools else ())
+    if body.output_schema is not None:
+        await custom.check_schema(body.output_schema, "outputSchema")
     settings = server.settings
     return Submission(
         prompt=body.prompt if isinstance(body.prompt, str) else msgspec.to_builtins(body.prompt),
@@ -148,10 +178,16 @@ def _submission(server: Server, body: RunRequest) -> Submission:
         max_cost=body.max_cost,
         system=body.system,
         auto_tools=body.auto_tools,
+        tools=tools,
+        output_schema=body.output_schema,
     )
 
 
-def _check_prompt(prompt: str | list[TextPart | ImagePart]) -> None:
+def _without_null(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if value is not None}
+
+
+def check_prompt(prompt: str | list[TextPart | ImagePart]) -> None:
     """Refuses what every provider refuses, before a task is made of it: blank text, and images that are none."""
     if isinstance(prompt, str):
         prompt, only = [TextPart(prompt)], "prompt"
@@ -162,6 +198,9 @@ def _check_prompt(prompt: str | list[TextPart | ImagePart]) -> None:
         if isinstance(part, TextPart) and not part.text.strip():
             path = only or f"{place}.text"
             raise InvalidRequest(f"{path}: it must not be blank.", path=path)
+        if isinstance(part, ImagePart) and len(part.data) > MAX_IMAGE * 4 / 3 + 4:
+            text = f"{place}.data: an image has at most {MAX_IMAGE} bytes; send a smaller one."
+            raise InvalidRequest(text, path=f"{place}.data")
         if isinstance(part, ImagePart) and not _is_base64(part.data):
             raise InvalidRequest(f"{place}.data: it must be an image in base64, without a data: prefix.", path=f"{place}.data")
 

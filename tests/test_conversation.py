@@ -1,0 +1,170 @@
+"""The fold of events into messages: whatever happened, each tool call has exactly one result in what is sent."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent_server.conversation import Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id
+from agent_server.events import CONTEXT, Event
+from agent_server.gateway.body import BodyEncoder
+from agent_server.gateway.providers import Endpoint
+from agent_server.messages import Message
+from tests.emulators.history import complaint
+
+ENDPOINT = Endpoint("http://127.0.0.1/v1", None, {}, "m", "openai-compatible")
+
+
+class History:
+    """Makes events of a session, as they can come, from choices."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.tasks: list[str] = []
+        self.calls: list[str] = []
+        self.ids: list[str] = ["msg_unknown"]
+
+    def add(self, kind: str, data: dict[str, Any], task_id: str | None = None) -> None:
+        self.events.append(Event(len(self.events) + 1, 1_000 + len(self.events), kind, data, "sess_1", task_id))
+
+    def new_id(self) -> str:
+        self.ids.append(f"msg_{len(self.ids)}")
+        return self.ids[-1]
+
+    def play(self, choice: str, number: int) -> None:
+        task_id = self.tasks[number % len(self.tasks)] if self.tasks else "task_none"
+        match choice:
+            case "create":
+                self.tasks.append(f"task_{len(self.tasks)}")
+                self.ids.append(prompt_id(self.tasks[-1]))
+                schema = {"outputSchema": {"type": "object"}} if number % 3 == 0 else {}
+                self.add("task.created", {"prompt": f"do {number}", **schema}, self.tasks[-1])
+            case "start":
+                self.add("task.started", {}, task_id)
+            case "say":
+                calls = [f"call_{len(self.calls) + n}" for n in range(number % 4)]
+                self.calls += calls
+                data = {"text": "" if calls and number % 2 else "Well.", "toolCalls": [call(c) for c in calls]}
+                added = {"added": self.ids[-(number % 3) :]} if number % 3 else {}
+                self.add("message.completed", {"messageId": self.new_id(), **data, **added, "usage": {"cost": 0.1}}, task_id)
+            case "end" if self.calls:
+                call_id = self.calls[-1 - number % min(len(self.calls), 6)]
+                details = {"instructions": ["AGENTS.md"]} if number % 5 == 0 else {}
+                self.add("tool.finished", {"toolCallId": call_id, "output": f"out {number}", "isError": False, "details": details}, task_id)
+            case "steer":
+                self.add("message.added", {"messageId": self.new_id(), "prompt": f"no, {number}"}, task_id)
+            case "compact":
+                until = self.ids[number % len(self.ids)]
+                self.add("session.compacted", {"messageId": self.new_id(), "summary": "short", "replaces": {"untilMessageId": until}})
+            case "copy":
+                entry = Entry(self.new_id(), Message("user", ()), 1, None)
+                self.add("message.copied", {**entry_to_wire(entry), "content": [{"type": "text", "text": "copied"}]})
+            case "fail" | "complete":
+                self.add("task.failed" if choice == "fail" else "task.completed", {}, task_id)
+            case "delete":
+                self.add("session.deleted", {})
+            case "other":
+                self.add("telepathy.received", {"toolCallId": 7})
+
+
+def call(call_id: str) -> dict[str, str]:
+    return {"id": call_id, "name": "bash", "arguments": '{"command": "true"}'}
+
+
+LIKELY = ["create", "start", "say", "say", "say", "end", "end", "end", "steer", "compact", "fail", "complete"]
+CHOICES = st.lists(st.tuples(st.sampled_from([*LIKELY, "copy", "delete", "other"]), st.integers(0, 60)), max_size=60)
+
+
+def encode(messages: Sequence[Message]) -> bytes:
+    return BodyEncoder().encode(ENDPOINT, messages, (), None)
+
+
+def assert_paired(messages: Sequence[Message]) -> None:
+    """A provider would take these, and a prompt after them."""
+    body = json.loads(encode(messages))
+    body["messages"].append({"role": "user", "content": "next"})
+    assert complaint(body) is None, body["messages"]
+
+
+@given(CHOICES)
+@settings(max_examples=400, deadline=None)
+def test_every_call_has_exactly_one_result_whatever_happened(choices: list[tuple[str, int]]) -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in choices:
+        known = len(history.events)
+        history.play(choice, number)
+        for event in history.events[known:]:
+            conversation.apply(event)
+        assert_paired([entry.message for entry in conversation.closed()])
+        assert_paired([entry.message for entry in conversation.settled])
+        if not conversation.open_calls:
+            assert_paired(conversation.messages)
+
+
+@given(CHOICES)
+@settings(max_examples=100, deadline=None)
+def test_what_retention_keeps_gives_the_same_conversation(choices: list[tuple[str, int]]) -> None:
+    history = History()
+    for choice, number in choices:
+        history.play(choice, number)
+    deleted = max((event.seq for event in history.events if event.type == "session.deleted"), default=0)
+    folds = [Conversation("sess_1"), Conversation("sess_1")]
+    for event in history.events:
+        folds[0].apply(event)
+        if event.type in CONTEXT and event.seq > deleted:
+            folds[1].apply(event)
+    assert encode(folds[0].messages) == encode(folds[1].messages)
+    assert [folds[0].added, folds[0].open_calls, folds[0].is_answered] == [folds[1].added, folds[1].open_calls, folds[1].is_answered]
+
+
+@given(CHOICES)
+@settings(max_examples=100, deadline=None)
+def test_a_copied_message_gives_the_same_bytes(choices: list[tuple[str, int]]) -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in choices:
+        history.play(choice, number)
+    for event in history.events:
+        conversation.apply(event)
+    entries = conversation.closed()
+    copies = [entry_from_wire(json.loads(json.dumps(entry_to_wire(entry)))) for entry in entries]
+    assert encode([entry.message for entry in copies]) == encode([entry.message for entry in entries])
+
+
+def test_an_added_message_enters_before_the_answer_to_it_and_no_earlier() -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("steer", 1), ("say", 3), ("steer", 2)):
+        history.play(choice, number)  # the first answer, with three calls, was asked for before the steering
+    history.add("message.completed", {"messageId": "msg_z", "text": "I see.", "added": [history.ids[-1]], "usage": {}}, "task_0")
+    for event in history.events:
+        conversation.apply(event)
+    texts = [(message.role, message.text) for message in conversation.messages]
+    assert [role for role, _ in texts] == ["user", "assistant", "tool", "tool", "tool", "user", "assistant", "user"]
+    assert (texts[5][1], texts[7][1]) == ("no, 2", "no, 1")
+    assert not conversation.is_answered  # the first message is in no request yet
+
+
+def test_a_compaction_in_the_midst_of_a_turn_leaves_its_calls() -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("say", 2), ("end", 0)):
+        history.play(choice, number)
+    asked = history.ids[-1]
+    history.add("session.compacted", {"messageId": "msg_s", "summary": "All that.", "replaces": {"untilMessageId": asked}})
+    history.play("end", 1)
+    for event in history.events:
+        conversation.apply(event)
+    assert [message.role for message in conversation.messages] == ["user", "assistant", "tool", "tool"]
+    assert conversation.messages[0].text.endswith("All that.")
+
+
+def test_a_compaction_lets_nested_instructions_be_shown_again() -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("say", 1), ("end", 5)):
+        history.play(choice, number)
+    for event in history.events:
+        conversation.apply(event)
+    assert conversation.instructions == {"AGENTS.md"}
+    told = {"messageId": "msg_s", "summary": "s", "replaces": {"untilMessageId": history.ids[-1]}}
+    conversation.apply(Event(99, 99, "session.compacted", told, "sess_1"))
+    assert conversation.instructions == set()

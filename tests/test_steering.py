@@ -1,0 +1,140 @@
+"""Messages that come while a task works: they enter before its next model call, and none is lost."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.emulators.openai import OpenAIEmulator
+from tests.ended import assert_requests, of_type
+from tests.scripts import STALLED, bash
+from tests.serving import ServerProcess
+
+GATED = "echo begun; until [ -e go ]; do sleep 0.02; done"
+"""A command that ends when the test says so."""
+
+
+@pytest.fixture
+def agent(anew: ServerProcess) -> ServerProcess:
+    return anew
+
+
+def steer(agent: ServerProcess, task_id: str, prompt: Any) -> str:
+    reply = agent.post(f"/tasks/{task_id}/messages", {"prompt": prompt})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["status"] == "processing"
+    return str(reply.json()["messageId"])
+
+
+def said(model: OpenAIEmulator, number: int = -1) -> list[tuple[str, Any]]:
+    return [(message["role"], message["content"]) for message in model.requests()[number].json["messages"][1:]]
+
+
+def test_a_message_lets_the_running_call_end_and_skips_the_others(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    calls = [bash(GATED), bash("touch never"), {"name": "read", "arguments": {"filePath": "a"}}]
+    model.script({"tool_calls": calls}, {"text": "As you wish."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, "tool.output")
+    message_id = steer(agent, task_id, "Stop that.")
+    (agent.workspace / "go").touch()
+    task = agent.finish(task_id)
+    assert task["response"] == "As you wish."
+    assert not (agent.workspace / "never").exists()
+    told = agent.task_events(task_id)
+    assert [event["messageId"] for event in of_type(told, "message.added")] == [message_id]
+    ends = of_type(told, "tool.finished")
+    assert [event.get("skipped", False) for event in ends] == [False, True, True]
+    assert [event["toolCallId"] for event in of_type(told, "tool.started")] == [ends[0]["toolCallId"]]
+    assert task["toolsUsed"] == [{"name": "bash", "count": 1}]
+    roles = said(model)
+    assert [role for role, _ in roles] == ["user", "assistant", "tool", "tool", "tool", "user"]
+    assert roles[2][1] == "begun"
+    assert "skipped due to a queued message" in roles[3][1]
+    assert roles[-1] == ("user", "Stop that.")
+    assert_requests(model.requests())
+    shown = agent.get("/sessions/sess_main/messages").json()["messages"]
+    assert [message["messageId"] for message in shown][2] == message_id
+
+
+def test_a_message_while_the_model_answers_makes_another_call(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "All done and dusted.", "pieces": 10, "delay": 0.1}, {"text": "That too."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, "message.delta")
+    steer(agent, task_id, [{"type": "text", "text": "And that."}])
+    assert agent.finish(task_id)["response"] == "That too."
+    assert said(model) == [("user", "work"), ("assistant", "All done and dusted."), ("user", "And that.")]
+    assert_requests(model.requests())
+
+
+def test_calls_that_were_asked_for_before_the_message_are_skipped(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "On with it.", "pieces": 10, "delay": 0.1, "tool_calls": [bash("touch never")]}, {"text": "Fine."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, "message.delta")
+    steer(agent, task_id, "Don't.")
+    agent.finish(task_id)
+    assert not (agent.workspace / "never").exists()
+    assert said(model)[-1] == ("user", "Don't.")
+
+
+@pytest.mark.parametrize("moment", ["tool.output", "message.delta"])
+def test_a_message_survives_a_kill(moment: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
+    first = STALLED if moment == "message.delta" else {"tool_calls": [bash(f"{GATED}; echo ended"), bash("touch never")]}
+    model.script(first, {"text": "I hear you."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, moment)
+    steer(agent, task_id, "Hear me.")
+    steer(agent, task_id, "And me.")
+    agent.kill()
+    (agent.workspace / "go").touch()
+    agent.start()
+    assert agent.finish(task_id)["response"] == "I hear you."
+    assert said(model)[-2:] == [("user", "Hear me."), ("user", "And me.")]
+    assert not (agent.workspace / "never").exists()
+    assert agent.post("/run", {"prompt": "next"}).status_code == 502  # the script is over
+    assert_requests([request for request in model.requests() if moment == "tool.output" or request is not model.requests()[0]][1:])
+
+
+def test_a_message_for_a_queued_task_waits_for_it(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash(GATED)]}, {"text": "One."}, {"text": "Two."})
+    first, second = agent.submit("first"), agent.submit("second")
+    agent.wait_for(first, "tool.output")
+    steer(agent, second, "For the second.")
+    (agent.workspace / "go").touch()
+    agent.finish(second)
+    assert [content for role, content in said(model, 1) if role == "user"] == ["first"]
+    assert [content for role, content in said(model) if role == "user"] == ["first", "second", "For the second."]
+
+
+def test_an_ended_task_takes_no_message(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "Done."}, {"status": 401})
+    for prompt in ("works", "fails"):
+        task_id = agent.submit(prompt)
+        agent.finish(task_id)
+        reply = agent.post(f"/tasks/{task_id}/messages", {"prompt": "late"})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "CONFLICT")
+    unknown = agent.post("/tasks/task_none/messages", {"prompt": "late"})
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "TASK_NOT_FOUND")
+    assert agent.post(f"/tasks/{task_id}/messages", {"prompt": " "}).status_code == 400
+
+
+async def test_at_the_end_of_a_task_a_message_is_either_answered_or_refused(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"repeat": {"text": "ok", "delay": 0.005}, "times": 100})
+    taken = refused = 0
+    async with agent.async_client() as client:
+        for number in range(20):
+            accepted = await client.post("/run", json={"prompt": "go", "async": True, "sessionId": f"end-{number}"})
+            task_id = accepted.json()["taskId"]
+            await asyncio.sleep(0.012 + number * 0.003)
+            reply = await client.post(f"/tasks/{task_id}/messages", json={"prompt": "and this"})
+            await client.get(f"/tasks/{task_id}/events")  # to its end
+            shown = (await client.get(f"/sessions/end-{number}/messages")).json()["messages"]
+            texts = [(message["role"], message["content"][0]["text"]) for message in shown]
+            if reply.status_code == 200:
+                taken += 1
+                assert texts.index(("user", "and this")) < len(texts) - 1
+            else:
+                refused += 1
+                assert reply.status_code == 409
+                assert ("user", "and this") not in texts
+            assert texts[-1] == ("assistant", "ok")
+    assert taken + refused == 20
