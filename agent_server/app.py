@@ -20,6 +20,7 @@ from agent_server.datadir import DataDirectory
 from agent_server.deliveries import DeliveryIndex
 from agent_server.environment import Environment
 from agent_server.events.log import EventLog
+from agent_server.files import Files
 from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
@@ -27,6 +28,7 @@ from agent_server.gateway.route import Gateways
 from agent_server.guard import Guard
 from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
 from agent_server.http import routes as routes_of
+from agent_server.ignores import Ignores
 from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
@@ -43,8 +45,10 @@ from agent_server.server import Server
 from agent_server.session_index import SessionIndex
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
+from agent_server.staging import Staging
 from agent_server.tasks import TaskIndex
 from agent_server.tool_configs import ToolConfigs
+from agent_server.watch import Watches
 from agent_server.web_tool import WebTools
 from agent_server.workspace import Workspace
 from integrations import load as load_integrations
@@ -130,6 +134,9 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         ports=ports,
         proxy=Proxy(ports, token_digest),
         connections=Connections(known, data.path / "integrations.json", settings, secrets, log, sessions, tools),
+        files=Files(workspace, Staging(data.path / "staging")),
+        ignores=Ignores(data.path / "ignores", workspace.root, reaper.popen),
+        watches=Watches(),
         environment=Environment(data.path / "environment.json", secrets, processes),
     )
 
@@ -176,5 +183,6 @@ async def _work(server: Server) -> None:
 
 
 async def _record_base(server: Server) -> None:
+    await asyncio.to_thread(server.files.staging.clear)
     await asyncio.sleep(BASE_DELAY)
     await server.checkpoints.ready()

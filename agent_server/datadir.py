@@ -9,6 +9,8 @@ integrations.json, environment.json
 outputs/         outputs too long for a reply
 shadow/          the shadow repository
 tools/           of unfinished tasks, the configuration of their own tools that no event may hold
+ignores/         an empty repository, in which git tells what is ignored
+staging/         names of what is half-written in the workspace
 """
 
 import fcntl

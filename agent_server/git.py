@@ -110,6 +110,12 @@ class Running:
         with contextlib.suppress(BrokenPipeError):
             self._stdin.close()
 
+    def say(self, data: bytes) -> None:
+        """Writes to a process that answers as it reads. No more than a pipe holds, or both would wait for each other."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.write(data)
+            self._stdin.flush()
+
     def answer(self) -> bytes:
         return self._stdout.read(ANSWER_BYTES)
 

@@ -34,11 +34,14 @@ COOKIE_SECONDS = 12 * 3600
 REFUSALS_SECONDS = 60
 """Seconds between two log lines on requests without a valid token."""
 
-EXPOSED = "X-Request-Id, X-Ignored-Fields, X-Exit-Code, X-Signal, X-Reason, X-Process-Id, Retry-After, Mcp-Session-Id"
+EXPOSED = (
+    "X-Request-Id, X-Ignored-Fields, X-Exit-Code, X-Signal, X-Reason, X-Process-Id, Retry-After, Mcp-Session-Id, "
+    "ETag, Accept-Ranges, Content-Range, Content-Disposition"
+)
 PREFLIGHT = {
     "Access-Control-Allow-Methods": "GET, POST, PUT, PATCH, DELETE",
     "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, Last-Event-ID, X-API-Key, X-Request-Id, "
-    "Mcp-Session-Id, Mcp-Protocol-Version",
+    "If-None-Match, If-Range, Range, Mcp-Session-Id, Mcp-Protocol-Version",
     "Access-Control-Max-Age": "600",
 }
 """What pages of an allowed origin may send and see."""

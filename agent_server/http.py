@@ -29,7 +29,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     `body` (a struct or a list) and `query` are validated before the handler sees them; `replies` gives for each status the type of
     the JSON body, or the media type of another one, or both where the client chooses ("" is no body); `errors` are the statuses
-    of the error envelope, besides those all have.
+    of the error envelope, besides those all have. `streamed` is the media type of a body that
+    the handler takes as it comes.
     """
 
     method: str
@@ -41,6 +42,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     replies: Mapping[int, type[msgspec.Struct] | str | tuple[type[msgspec.Struct], str]] = msgspec.field(default_factory=dict)
     errors: Sequence[int] = ()
     is_public: bool = False
+    streamed: str | None = None
 
     @property
     def is_exact(self) -> bool:

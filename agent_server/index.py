@@ -120,7 +120,7 @@ class Index:
 
     def _list_others(self) -> list[str]:
         command = ["ls-files", "-z", "--others", "--exclude-standard"]
-        exclude = _find_exclude(Path(os.fsdecode(self._workspace)))
+        exclude = find_exclude(Path(os.fsdecode(self._workspace)))
         return [*command, f"--exclude-from={exclude}"] if exclude else command
 
     def _look_at_tracked(self, tokens: Iterator[bytes]) -> Iterator[Found]:
@@ -217,7 +217,7 @@ class Index:
             return True
 
 
-def _find_exclude(workspace: Path) -> Path | None:
+def find_exclude(workspace: Path) -> Path | None:
     """Finds the info/exclude file of the user's repository, also when its .git is a file, as in a worktree or submodule."""
     folder = workspace / ".git"
     with contextlib.suppress(OSError, ValueError):

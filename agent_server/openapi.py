@@ -17,6 +17,8 @@ _REASONS = {
     201: "Created",
     202: "Accepted",
     204: "Nothing more will come",
+    206: "The range that was asked for",
+    304: "What If-None-Match names",
     400: "INVALID_REQUEST: details.path names the field",
     401: "UNAUTHORIZED",
     403: "FORBIDDEN",
@@ -24,6 +26,7 @@ _REASONS = {
     405: "METHOD_NOT_ALLOWED",
     409: "CONFLICT or TASK_CANCELLED",
     413: "PAYLOAD_TOO_LARGE",
+    416: "INVALID_REQUEST: the range has nothing of the file",
     422: "IDEMPOTENCY_MISMATCH or RESOURCE_LIMIT_EXCEEDED",
     429: "TOO_MANY_REQUESTS, with Retry-After",
     500: "INTERNAL",
@@ -78,6 +81,8 @@ def _operation(endpoint: Endpoint, schemas: Mapping[Any, Any], components: dict[
     if endpoint.body is not None:
         is_required = bool(components.get(endpoint.body.__name__, {"required": "a list"}).get("required"))
         operation["requestBody"] = {"required": is_required, "content": {"application/json": {"schema": schemas[endpoint.body]}}}
+    if endpoint.streamed is not None:
+        operation["requestBody"] = {"required": True, "content": {endpoint.streamed: {"schema": {"type": "string", "format": "binary"}}}}
     operation["responses"] = {str(status): _response(status, kind, schemas) for status, kind in endpoint.replies.items()}
     public = (400, 403, 405, 413, 500) if endpoint.is_public else (400, 401, 403, 405, 413, 500)
     for status in sorted({*public, *endpoint.errors} - set(endpoint.replies)):
@@ -118,6 +123,10 @@ def _headers(status: int) -> dict[str, Any]:
     named = {"X-Request-Id": "as the client gave it, or made for it", "X-Ignored-Fields": "the request's fields that are not known"}
     if status in (429, 503):
         named["Retry-After"] = "seconds"
+    if status in (206, 416):
+        named["Content-Range"] = "which bytes, of how many"
+    if status in (206, 304):
+        named["ETag"] = "the file's version"
     if status == 405:
         named["Allow"] = "the methods there are"
     if status == 401:

@@ -174,4 +174,5 @@ class _Uvicorn(uvicorn.Server):
         with contextlib.suppress(LogUnavailable):  # a full disk must not keep the server from ending
             await self._server.log.flush()  # what was said so far is still seen by those who follow
         self._server.log.end_follows()
+        self._server.watches.end()
         self.should_exit = True

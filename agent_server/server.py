@@ -10,7 +10,9 @@ from agent_server.connections import Connections
 from agent_server.datadir import DataDirectory
 from agent_server.environment import Environment
 from agent_server.events.log import EventLog
+from agent_server.files import Files
 from agent_server.gateway import Gateway
+from agent_server.ignores import Ignores
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
 from agent_server.ports import Ports
@@ -20,6 +22,7 @@ from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
+from agent_server.watch import Watches
 from agent_server.workspace import Workspace
 
 
@@ -41,6 +44,9 @@ class Server(msgspec.Struct):
     metrics: Metrics
     ports: Ports
     proxy: Proxy
+    files: Files
+    ignores: Ignores
+    watches: Watches
     connections: Connections
     environment: Environment
     began: float = msgspec.field(default_factory=time.monotonic)

@@ -32,10 +32,7 @@ class Workspace:
         """
         if path == ".":
             return self.root
-        if "\0" in path:
-            raise InvalidRequest("A path cannot contain a NUL character.", path=field)
-        if len(encoded := os.fsencode(path)) >= PATH_MAX or max(map(len, encoded.split(b"/"))) > NAME_MAX:
-            raise InvalidRequest(f"{path[:40]}… is too long to be a path.", path=field)
+        _check(path, field)
         try:
             real = (self.root / path).resolve()
         except (OSError, RuntimeError) as error:  # a loop of links
@@ -46,6 +43,21 @@ class Workspace:
             return real
         raise Forbidden(f"{path} is outside the workspace {self.root}; name a path inside it.", details={"path": path})
 
+    def place(self, path: str) -> Path:
+        """Gives the same for what is to be removed or looked at itself: where its last part is a link, that is not followed."""
+        head, name = os.path.split(path.rstrip("/"))
+        if name in ("", ".", "..") or os.path.normpath(self.root / path) == str(self.root):
+            return self.resolve(path)
+        _check(path, "path")
+        return self.resolve(head or ("/" if path.startswith("/") else ".")) / name
+
     def relative(self, path: Path) -> str:
         """Gives a path as clients see it: relative to the workspace where it is inside."""
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+
+
+def _check(path: str, field: str) -> None:
+    if "\0" in path:
+        raise InvalidRequest("A path cannot contain a NUL character.", path=field)
+    if len(encoded := os.fsencode(path)) >= PATH_MAX or max(map(len, encoded.split(b"/"))) > NAME_MAX:
+        raise InvalidRequest(f"{path[:40]}… is too long to be a path.", path=field)

@@ -1,0 +1,78 @@
+"""Contents on their way: a request's body in pieces, and responses that let go of what they read from, however they end."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+
+from sse_starlette.sse import AppStatus, EventSourceResponse
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+
+from agent_server.errors import InvalidRequest
+from agent_server.files import CHUNK_BYTES
+from agent_server.streams import PING_SECONDS, SEND_TIMEOUT
+
+IDLE_SECONDS = 60.0
+"""Seconds in which something must come of a body; a client that sends nothing is taken for gone."""
+
+
+async def pieces(request: Request) -> AsyncIterator[bytes]:
+    """Gives the body in pieces of some size. Errors: ClientDisconnect; InvalidRequest when nothing comes for long."""
+    waiting = bytearray()
+    has_more = True
+    while has_more:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise InvalidRequest(f"Nothing of the body came for {IDLE_SECONDS:.0f} s; send it again.", path="body") from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        waiting += message.get("body", b"")
+        has_more = message.get("more_body", False)
+        if len(waiting) >= CHUNK_BYTES or (waiting and not has_more):
+            yield bytes(waiting)
+            waiting.clear()
+
+
+async def pulled(made: Iterator[bytes]) -> AsyncIterator[bytes]:
+    """Gives what a blocking generator makes; a thread is taken only while it makes the next piece."""
+    while (piece := await asyncio.to_thread(next, made, None)) is not None:
+        yield piece
+
+
+class Sending(StreamingResponse):
+    """Sends what an iterator gives to a client that keeps taking it; `close` is called at the end."""
+
+    def __init__(self, content: AsyncIterator[bytes], close: Callable[[], None], status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(content, status, headers)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_soon(message: Message) -> None:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await send(message)
+
+        try:
+            # A client that takes nothing for so long is cut off: it sees that the rest is missing.
+            with suppress(TimeoutError):
+                await super().__call__(scope, receive, send_soon)
+        finally:
+            self._close()
+
+
+class Live(EventSourceResponse):
+    """Sends events that have no ids; `close` is called at the end."""
+
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
+        # As for the streams of the log: what follows ends by itself when the server stops.
+        AppStatus.enable_automatic_graceful_drain = False
+        super().__init__(events, ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
