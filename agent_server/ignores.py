@@ -5,6 +5,7 @@ user's index nor configuration is read. So a file that is ignored and yet tracke
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -35,7 +36,9 @@ class Ignores:
         self._git.create()
         exclude = find_exclude(self._workspace)
         settings = ("-c", f"core.excludesFile={exclude}") if exclude is not None else ()
-        with self._git.start(*settings, "check-ignore", "-z", "--stdin", "--no-index", "--verbose", "--non-matching") as running:
+        command = ("check-ignore", "-z", "--stdin", "--no-index", "--verbose", "--non-matching")
+        # It refuses to take paths literally, which ours are otherwise; it expands nothing in them either.
+        with self._git.start("--no-literal-pathspecs", *settings, *command) as running:
             yield _Asking(running)
             running.stop()
 
@@ -54,16 +57,17 @@ class _Asking:
                 kept += self._ask(asked)
                 asked, size = [], 0
             asked.append(path)
-            size += len(path) + 1
+            size += len(path) + len(b":(top)\0")
         return kept + self._ask(asked)
 
     def _ask(self, paths: Sequence[bytes]) -> list[bytes]:
-        self._running.say(b"".join(path + b"\0" for path in paths))
+        # A path that begins with a colon would be taken for something else.
+        self._running.say(b"".join(b":(top)" + path + b"\0" for path in paths))
         return [path for path in paths if not self._is_ignored()]
 
     def _is_ignored(self) -> bool:
-        try:
-            source, _, pattern, _ = (next(self._answers) for _ in range(4))
-        except (StopIteration, RuntimeError, ValueError) as error:
-            raise Conflict("A folder changed while git told what is ignored in it; ask again, or with ignored=true.") from error
+        answer = list(itertools.islice(self._answers, 4))
+        if len(answer) < 4:
+            raise Conflict("A folder changed while git told what is ignored in it; ask again, or with ignored=true.")
+        source, _, pattern, _ = answer
         return bool(source) and not pattern.startswith(b"!")

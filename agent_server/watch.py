@@ -8,7 +8,8 @@ import asyncio
 import errno
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Literal
 
 import msgspec
@@ -35,6 +36,9 @@ WINDOW = 0.05
 _STAGED = PREFIX.encode()
 _SELF = inotify.DELETE_SELF | inotify.MOVE_SELF
 
+OpenFolder = Callable[[], AbstractContextManager[int]]
+"""Opens the folder that is watched; it raises an OSError when that is gone."""
+
 What = Literal["added", "modified", "deleted"]
 
 
@@ -54,11 +58,11 @@ class Watches:
     def __init__(self) -> None:
         self._open: set[Watch] = set()
 
-    def watch(self, folder: int) -> "Watch":
-        """Makes a watch of an open folder; it is to be begun. Errors: TooManyRequests, Unprocessable."""
+    def watch(self, folder: OpenFolder) -> "Watch":
+        """Makes a watch of a folder; it is to be begun. Errors: TooManyRequests, Unprocessable."""
         if len(self._open) >= MOST_WATCHES:
             raise TooManyRequests(f"{MOST_WATCHES} watches are open already; close one.")
-        watch = Watch(self, os.dup(folder))
+        watch = Watch(self, folder)
         self._open.add(watch)
         return watch
 
@@ -74,11 +78,11 @@ class Watches:
 class Watch:
     """One watch of one folder and all below it."""
 
-    def __init__(self, watches: Watches, folder: int) -> None:
+    def __init__(self, watches: Watches, folder: OpenFolder) -> None:
         self._stirred = asyncio.Event()
         self._is_ended = False
         self._watches = watches
-        self._root = folder
+        self._open_root = folder  # for a moment only: the kernel does not tell of the end of a folder that is held open
         self._paths: dict[int, bytes] = {}  # the folder of each kernel watch
         # Protects the descriptors: a stream that is cancelled closes them while a thread may be reading.
         self._lock = threading.Lock()
@@ -86,7 +90,6 @@ class Watch:
         try:
             self._inotify = Inotify()
         except OSError as error:
-            os.close(folder)
             raise _limit(error) from error
 
     async def follow(self) -> AsyncIterator[Change]:
@@ -140,7 +143,6 @@ class Watch:
             if not self._is_closed:
                 self._is_closed = True
                 self._inotify.close()
-                os.close(self._root)
                 self._watches.forget(self)
 
     def _changes(self, said: Said) -> Iterator[Change]:
@@ -228,7 +230,8 @@ class Watch:
             self._inotify.remove(watch)
 
     def _descend(self, prefix: bytes) -> int | None:
-        here = listed(".", self._root)
+        with self._open_root() as root:
+            here = listed(".", root)
         for name in prefix.split(b"/")[:-1]:
             try:
                 there = listed(name, here)

@@ -102,8 +102,8 @@ async def watch(request: Request, query: FolderQuery) -> Response:
     server, folder = await _existing(request, query.path)
     if request.method == "HEAD":
         return Response(headers={"Content-Type": EVENTS})
-    with telling(query.path), server.files.folder(folder) as place, ExitStack() as stack:
-        watching = server.watches.watch(place)
+    with telling(query.path), ExitStack() as stack:
+        watching = server.watches.watch(partial(server.files.folder, folder))
         stack.callback(watching.close)
         await asyncio.to_thread(watching.begin)
         prefix = b"" if folder == server.workspace.root else os.fsencode(server.workspace.relative(folder)) + b"/"
