@@ -1,7 +1,8 @@
 """Contents on their way: a request's body in pieces, and responses that let go of what they read from, however they end."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import suppress
 
 from sse_starlette.sse import AppStatus, EventSourceResponse
@@ -36,10 +37,32 @@ async def pieces(request: Request) -> AsyncIterator[bytes]:
             waiting.clear()
 
 
-async def pulled(made: Iterator[bytes]) -> AsyncIterator[bytes]:
+class Pull:
     """Gives what a blocking generator makes; a thread is taken only while it makes the next piece."""
-    while (piece := await asyncio.to_thread(next, made, None)) is not None:
-        yield piece
+
+    def __init__(self, made: Generator[bytes, None, None]) -> None:
+        self._made = made
+        # Held while a piece is made, when the generator cannot be closed.
+        self._making = threading.Lock()
+        self._is_closed = False
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        while (piece := await asyncio.to_thread(self._next)) is not None:
+            yield piece
+
+    def close(self) -> None:
+        """Closes the generator: at once, or when the piece it is at is made."""
+        self._is_closed = True
+        if self._making.acquire(blocking=False):
+            self._made.close()
+            self._making.release()
+
+    def _next(self) -> bytes | None:
+        with self._making:
+            piece = next(self._made, None)
+        if self._is_closed:
+            self.close()
+        return piece
 
 
 class Sending(StreamingResponse):

@@ -251,7 +251,7 @@ def _make(entry: _Entry, reader: _Reader, staged: int) -> None:
         raise
     except (NotADirectoryError, IsADirectoryError, FileExistsError) as error:
         raise _bad(f"{entry.path[:200]} would be written through a link, or a file is in the place of a folder") from error
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise _bad(f"{entry.path[:200]} has a name or a target that no file can have") from error
 
 

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from agent_server.routes.files import kept_apart, named
 from agent_server.search import Match, Query, search
 from agent_server.server import Server, server_of
 from agent_server.streams import RETRY
-from agent_server.transfer import Live, Sending, pieces, pulled
+from agent_server.transfer import Live, Pull, Sending, pieces
 from agent_server.tree import LEVELS
 from agent_server.unpack import add, spool, unpack
 from agent_server.watch import Change, Watch
@@ -133,10 +133,9 @@ async def get_archive(request: Request, query: FolderQuery) -> Response:
         return Response(headers=headers)
     with ExitStack() as stack:
         stack.enter_context(server.files.transfer())
-        made = pack(server.files, query.path, folder)
-        stack.enter_context(suppress(ValueError))  # a thread is still at its next piece; it ends with that
+        made = Pull(pack(server.files, query.path, folder))
         stack.callback(made.close)
-        return Sending(pulled(made), stack.pop_all().close, 200, headers)
+        return Sending(made.pieces(), stack.pop_all().close, 200, headers)
 
 
 async def put_archive(request: Request, query: FolderQuery) -> Response:
