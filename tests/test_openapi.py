@@ -53,6 +53,7 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/integrations", "/integrations/{name}/webhook", "/env"),
         *("/tasks/{task_id}/messages", "/tasks/{task_id}/tool-results", "/sessions", "/sessions/{session_id}"),
         *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
+        *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
@@ -162,6 +163,30 @@ def test_processes_are_as_described(server: ServerProcess) -> None:
     check("get", "/processes", server.get("/processes"))
 
 
+def test_files_are_as_described(server: ServerProcess) -> None:
+    with server.client() as client:
+        check("put", "/files", client.put("/files?path=a/f", content=b"needle\n"))
+        check("put", "/files", client.put("/files?path=a/f", content=b"needle\n"))
+        check("put", "/files", client.put("/files?path=a", content=b""))
+        check("get", "/files", client.get("/files?path=a/f", headers={"Range": "bytes=99-"}))
+        check("get", "/files", client.get("/files?path=missing"))
+        client.put("/files?path=a/%FF", content=b"")
+        check("get", "/files/tree", client.get("/files/tree"))
+        check("get", "/files/stat", client.get("/files/stat?path=a/f&follow_links=1"))
+        check("get", "/stat", client.get("/stat?path=missing"))
+        assert check("get", "/files/search", client.get("/files/search?query=needle"))["matches"]
+        archive = client.get("/files/archive?path=a")
+        check("put", "/files/archive", client.put("/files/archive?path=b", content=archive.content))
+        check("delete", "/files", client.delete("/files?path=b"))
+        statuses = {"200": archive, "304": client.get("/files?path=a/f", headers={"If-None-Match": "*"})}
+        statuses["206"] = client.get("/files?path=a/f", headers={"Range": "bytes=0-1"})
+        for status, response in statuses.items():
+            described = DOCUMENT["paths"]["/files/archive" if status == "200" else "/files"]["get"]["responses"][status]
+            assert response.status_code == int(status)
+            assert list(described.get("content", ())) == {"200": ["application/gzip"], "206": ["*/*"], "304": []}[status]
+            assert bool(response.headers.get("content-type")) == bool(response.content)
+
+
 def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(
         {"text": "Now.", "tool_calls": [{"name": "write", "arguments": {"filePath": "a.txt", "content": "a\n"}}]},
@@ -241,5 +266,6 @@ def test_errors_are_as_described(server: ServerProcess) -> None:
             if "{" in path and "requestBody" not in operation:
                 check(method, path, client.request(method, concrete))
             if any(parameter["in"] == "query" for parameter in operation.get("parameters", [])):
-                name = next(p["name"] for p in operation["parameters"] if p["in"] == "query" and p["schema"].get("type") != "string")
-                check(method, path, client.request(method, f"{concrete}?{name}=-x"))
+                named = (p["name"] for p in operation["parameters"] if p["in"] == "query" and p["schema"].get("type") != "string")
+                name, value = next(named, "path"), "-x"
+                check(method, path, client.request(method, concrete, params={name: value if name != "path" else "a\0b"}))
