@@ -23,7 +23,6 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 """Our packages, and which of ours each may import."""
 
 RESERVED = {
-    "watchfiles": "GET /files/watch",
     "gitpython": "the snapshots' export of git history",
     "litellm": "the gateway's child for providers without chat completions",
     "httptools": "uvicorn's HTTP parser",

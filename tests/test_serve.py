@@ -16,8 +16,8 @@ from agent_server import __version__
 from tests.rawhttp import AUTHORIZED, answer, connect
 from tests.serving import ServerProcess, events, serving
 
-# Not watchfiles: uvicorn imports it where it is installed, for its reloader; that is 6 ms and 0.9 MB.
 HEAVY = (
+    "tarfile",
     "litellm",
     "mcp",
     "pydantic",
