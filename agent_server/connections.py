@@ -200,7 +200,7 @@ class Connections:
         for name, integration in wanted.items():
             if name not in self._links and integration.start is not None:
                 link = self._links[name] = Link(integration, integration.start, environs[name], self._log, self._receiver(name))
-                self._tools.update((tool.name, tool) for tool in integration.tools)
+                self._tools.update((tool.name, msgspec.structs.replace(tool, source="integration")) for tool in integration.tools)
                 link.start(self._group)
                 started.append(link)
         return started

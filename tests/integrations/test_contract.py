@@ -188,6 +188,8 @@ def test_the_integration_says_what_a_callback_is_answered_with(echo: ServerProce
 
 def test_its_tools_are_the_agents_while_it_is_on(echo: ServerProcess, model: OpenAIEmulator) -> None:
     model.script({"tool_calls": [{"name": "shout", "arguments": {"text": "hi"}}]}, {"text": "Done."}, {"text": "Done."})
+    sources = {tool["name"]: tool["source"] for tool in echo.get("/tools").json()["tools"]}
+    assert (sources["shout"], sources["bash"]) == ("integration", "builtin")
     task = echo.finish(echo.submit())
     (finished,) = [event for event in echo.task_events(task["taskId"]) if event["type"] == "tool.finished"]
     assert finished["output"] == "HI"
