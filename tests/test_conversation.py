@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_server.conversation import Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id
@@ -89,7 +89,7 @@ def assert_paired(messages: Sequence[Message]) -> None:
 
 
 @given(CHOICES)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_every_call_has_exactly_one_result_whatever_happened(choices: list[tuple[str, int]]) -> None:
     history, conversation = History(), Conversation("sess_1")
     for choice, number in choices:
@@ -104,7 +104,7 @@ def test_every_call_has_exactly_one_result_whatever_happened(choices: list[tuple
 
 
 @given(CHOICES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_what_retention_keeps_gives_the_same_conversation(choices: list[tuple[str, int]]) -> None:
     history = History()
     for choice, number in choices:
@@ -120,7 +120,7 @@ def test_what_retention_keeps_gives_the_same_conversation(choices: list[tuple[st
 
 
 @given(CHOICES)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_a_copied_message_gives_the_same_bytes(choices: list[tuple[str, int]]) -> None:
     history, conversation = History(), Conversation("sess_1")
     for choice, number in choices:
