@@ -4,7 +4,7 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -261,9 +261,35 @@ def entry_from_wire(data: Mapping[str, Any]) -> Entry:
     return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags)
 
 
+def standing(events: Iterable[Event]) -> list[Event]:
+    """Leaves out of a session's events those of tasks that were reverted, and puts back those that were unreverted.
+
+    All since the first of these tasks began goes, so that what follows continues a conversation that was there before.
+    """
+    kept: list[Event] = []
+    cut: list[tuple[str, int, list[Event]]] = []
+    for event in events:
+        if event.type == "session.reverted":
+            at = _beginning(kept, event.data["taskIds"])
+            cut.append((event.data["revertId"], at, kept[at:]))
+            del kept[at:]
+        elif event.type == "session.unreverted" and cut and cut[-1][0] == event.data["revertId"]:
+            _, at, events_back = cut.pop()
+            kept[at:at] = events_back
+        else:
+            kept.append(event)
+    return kept
+
+
+def _beginning(events: Sequence[Event], task_ids: Sequence[str]) -> int:
+    reverted = frozenset(task_ids)
+    found = (at for at, event in enumerate(events) if event.type == "task.started" and event.task_id in reverted)
+    return next(found, len(events))
+
+
 async def load(log: EventLog, session_id: str) -> Conversation:
     """Folds a session's conversation from the log."""
     conversation = Conversation(session_id)
-    for event in await log.read(session_id=session_id, context=True):
+    for event in standing(await log.read(session_id=session_id, context=True)):
         conversation.apply(event)
     return conversation

@@ -21,6 +21,7 @@ FILE_BYTES = 10 * 1024 * 1024  # Larger files are left out: they are data and bu
 QUOTA_FILE_BYTES = 64 * 1024  # Over the quota only files up to this size are recorded: most source code, at a slow growth.
 QUOTA_BYTES = 2 * 1024 * 1024 * 1024
 MEASURE_BYTES = 64 * 1024 * 1024  # Contents recorded between two measurements of the disk use, and so the quota's error.
+OBJECT_BYTES = 4096  # What each recorded file takes of the disk besides its contents, about.
 BATCH_FILES = 10_000  # Files given to one git process; what it recorded stays when a later one fails.
 NESTING_LIMIT = 16  # Repositories inside repositories; deeper ones are left out.
 ARGUMENT_FOLDERS = 100  # Folder names on one command line, which has a limit of its own.
@@ -58,7 +59,7 @@ class Index:
         self._git = git
         self._workspace = os.fsencode(workspace)
         self._limits = limits
-        self._left_out = LeftOut()
+        self.left_out = LeftOut()
         self._unmeasured = limits.measure_bytes
         self.known_tree: str | None = None
         self.is_over_quota = False
@@ -66,7 +67,7 @@ class Index:
     def update(self) -> LeftOut:
         """Brings the index to the present state of the workspace. Errors: NotFound, Forbidden for a workspace that cannot be read."""
         self._require_workspace()
-        self._left_out = LeftOut()
+        self.left_out = LeftOut()
         nested: list[bytes] = []
         # diff-files also names files whose times alone differ, so that recording them saves the next listing from reading them again.
         with (
@@ -77,15 +78,27 @@ class Index:
             self._apply(self._look_at_others(others.tokens(), nested))
             others.wait()
             for folder in UNREADABLE_FOLDER.findall(others.complaints()):
-                self._left_out.add(folder, "unreadable")
+                self.left_out.add(folder, "unreadable")
         self._update_nested(nested)
-        return self._left_out
+        return self.left_out
 
     def tree(self) -> str:
         """Writes what the index holds as a tree and returns its id."""
         if self.known_tree is None:
             self.known_tree = self._git.run("write-tree").decode().strip()
         return self.known_tree
+
+    def is_there(self, path: bytes) -> bool:
+        """Says whether a file, a link or something else that is no folder has this path, not through a link."""
+        parents = path.split(b"/")[:-1]
+        full = self._workspace
+        with contextlib.suppress(OSError):
+            for parent in parents:
+                full = os.path.join(full, parent)
+                if not stat.S_ISDIR(os.lstat(full).st_mode):
+                    return False
+            return not stat.S_ISDIR(os.lstat(os.path.join(self._workspace, path)).st_mode)
+        return False
 
     def drop(self) -> None:
         """Forgets everything; the next update hashes every file."""
@@ -116,7 +129,7 @@ class Index:
                     self._apply(self._look_at_others(others.tokens(), deeper))
             nested = deeper
         for folder in nested:
-            self._left_out.add(folder, "special")
+            self.left_out.add(folder, "special")
 
     def _list_others(self) -> list[str]:
         command = ["ls-files", "-z", "--others", "--exclude-standard"]
@@ -137,7 +150,7 @@ class Index:
                 nested.append(path)
             elif b".git" in path.lower().split(b"/"):
                 # git refuses `.GIT` and the like as a part of any path.
-                self._left_out.add(path, "special")
+                self.left_out.add(path, "special")
             else:
                 yield from self._look(path, is_tracked=False)
 
@@ -154,19 +167,19 @@ class Index:
                     _require_readable(full)
                     yield path, info.st_size
                 else:
-                    self._left_out.add(path, "large" if info.st_size > self._limits.file_bytes else "quota")
+                    self.left_out.add(path, "large" if info.st_size > self._limits.file_bytes else "quota")
             elif stat.S_ISLNK(info.st_mode):
                 yield path, info.st_size
             else:
                 if not stat.S_ISDIR(info.st_mode):
-                    self._left_out.add(path, "special")
+                    self.left_out.add(path, "special")
                 if is_tracked:
                     yield path, None
         except (FileNotFoundError, NotADirectoryError):
             if is_tracked:
                 yield path, None
         except OSError:
-            self._left_out.add(path, "unreadable")
+            self.left_out.add(path, "unreadable")
 
     def _apply(self, found: Iterable[Found]) -> None:
         """Records what was found, in batches that bound the memory and the overshoot of the quota."""
@@ -176,7 +189,7 @@ class Index:
                 batch.removed.append(path)
             else:
                 batch.added.append(path)
-                batch.size += size
+                batch.size += size + OBJECT_BYTES
             if len(batch.added) + len(batch.removed) >= BATCH_FILES or batch.size >= self._limits.measure_bytes:
                 self._write(batch)
                 batch = _Batch()

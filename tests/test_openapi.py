@@ -53,6 +53,7 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/integrations", "/integrations/{name}/webhook", "/env"),
         *("/tasks/{task_id}/messages", "/tasks/{task_id}/tool-results", "/sessions", "/sessions/{session_id}"),
         *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
+        *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
