@@ -80,8 +80,8 @@ class LeftOut:
         if all(path != name for name, _ in self.names):
             self.add(path, reason)
 
-    def to_wire(self) -> dict[str, Any]:
-        return {"count": self.count, "files": [{"path": shown(path), "reason": reason} for path, reason in self.names]}
+    def to_wire(self, limit: int = NAME_LIMIT) -> dict[str, Any]:
+        return {"count": self.count, "files": [{"path": shown(path), "reason": reason} for path, reason in self.names[:limit]]}
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,14 @@ BASE = "base"
 KEPT_CHECKPOINTS = 10_000
 """Checkpoints above which the oldest go, however small they are: each is a file in one folder."""
 
+COLLECT_TARGET = 0.8
+"""The part of the quota that is used after a collection at the most, so that the next one is not due at once."""
+
 COLLECT_PAUSE = 600.0
-"""Seconds between two collections at the least: where what is needed is over the quota, collecting does not help."""
+"""Seconds until the next collection after one that did not help: what is needed takes so much."""
+
+KEPT_LEFT_OUT = 20
+"""Names of files that a checkpoint does not hold, in its event."""
 
 KEPT_CHANGES = 1_000
 """Changed files that a task's last event names; the rest are in `GET /changes`."""
@@ -79,7 +85,8 @@ class Checkpoints:
     async def _record(self, shadow: Shadow, name: str, task: Task | None = None) -> str:
         tree = await shadow.in_thread(shadow.checkpoint, name)
         ids = (task.session_id, task.task_id) if task is not None else (None, None)
-        await self._log.append(created(name, tree, *ids))
+        left_out = shadow.left_out.to_wire(KEPT_LEFT_OUT)
+        await self._log.append(created(name, tree, *ids, left_out=left_out))
         if shadow.is_over_quota or len(shadow.names()) > KEPT_CHECKPOINTS:
             self._is_large.set()
         return tree
@@ -88,25 +95,29 @@ class Checkpoints:
         """Keeps the recorded states within their quota, until it is cancelled."""
         while True:
             await self._is_large.wait()
+            self._is_large.clear()
             try:
-                await self._collect(await self.shadow())
+                has_room = await self._collect(await self.shadow())
             except (AgentServerError, OSError) as error:
                 logger.warning("old checkpoints could not be removed: %s", error)
-            await asyncio.sleep(COLLECT_PAUSE)
-            self._is_large.clear()
+                has_room = False
+            if not has_room:
+                await asyncio.sleep(COLLECT_PAUSE)
 
-    async def _collect(self, shadow: Shadow) -> None:
-        """Packs what there is, and drops the older half of the checkpoints as long as that is too much."""
+    async def _collect(self, shadow: Shadow) -> bool:
+        """Packs what there is, drops the older half of the checkpoints as long as that is too much, and tells whether it helped."""
+        target = self._limits.quota_bytes * COLLECT_TARGET
         needed = {BASE, *self.in_use, *(f"{task.task_id}-start" for task in await find_unfinished(self._log))}
         left = sorted(set(shadow.names()) - needed, key=_age)
         kept = len(left)
-        if shadow.is_over_quota:
+        if shadow.used > target:
             await shadow.in_thread(shadow.free, ())
-        while left and (shadow.is_over_quota or len(left) > KEPT_CHECKPOINTS):
+        while left and (shadow.used > target or len(left) > KEPT_CHECKPOINTS):
             half = -(-len(left) // 2)
             await shadow.in_thread(shadow.free, [name for name in left[:half] if name not in self.in_use])
             left = left[half:]
         logger.info("%d of %d checkpoints were dropped to save disk space", kept - len(left), kept)
+        return shadow.used <= target
 
     async def begin(self, task: Task) -> None:
         """Records the state before a task, once. Errors: none; a failure is logged."""
@@ -141,10 +152,10 @@ class Checkpoints:
         if task_id is not None:
             task = await find(self._log, task_id)
             base = f"{task_id}-start"
-            if task.ended is None:
-                changes = await shadow.in_thread(shadow.changes_since, shadow.tree(base), patch=patch)
-            else:
+            if task.ended is not None:
                 changes = await shadow.in_thread(shadow.diff, shadow.tree(base), shadow.tree(f"{task_id}-end"), patch=patch)
+                return {**await self._answer(changes, base), **await self._left_out(task_id)}
+            changes = await shadow.in_thread(shadow.changes_since, shadow.tree(base), patch=patch)
         elif since is None or since.startswith("task_") or since in shadow.names():
             base = _name(since)
             changes = await shadow.in_thread(shadow.changes_since, _tree(shadow, base, since), patch=patch)
@@ -160,6 +171,12 @@ class Checkpoints:
         except GitFailed as error:
             raise NotFound(f"Not all of the git revision {name!r} is in the workspace's repository: {error}") from error
 
+    async def _left_out(self, task_id: str) -> dict[str, Any]:
+        """Gives what the state after a task does not hold, as far as the log still has it."""
+        events = await self._log.read(task_id=task_id, types=("checkpoint.created",))
+        ends = [event.data for event in events if event.data["name"] == f"{task_id}-end" and "leftOut" in event.data]
+        return {"leftOut": ends[-1]["leftOut"]} if ends else {}
+
     async def _answer(self, changes: Changes, base: str) -> dict[str, Any]:
         files = [change.to_wire() for change in changes.files]
         by_path = await tasks_that_changed(self._log, {path for file in files for path in _paths(file)})
@@ -172,9 +189,12 @@ class Checkpoints:
         }
 
 
-def created(name: str, tree: str, session_id: str | None = None, task_id: str | None = None) -> Draft:
+def created(
+    name: str, tree: str, session_id: str | None = None, task_id: str | None = None, *, left_out: Mapping[str, Any] | None = None
+) -> Draft:
     """Gives the event that tells of a checkpoint."""
-    return Draft("checkpoint.created", {"checkpointId": name, "name": name, "tree": tree}, session_id, task_id)
+    told = {"leftOut": left_out} if left_out and left_out["count"] else {}
+    return Draft("checkpoint.created", {"checkpointId": name, "name": name, "tree": tree, **told}, session_id, task_id)
 
 
 def _age(name: str) -> str:

@@ -27,6 +27,7 @@ NESTING_LIMIT = 16  # Repositories inside repositories; deeper ones are left out
 ARGUMENT_FOLDERS = 100  # Folder names on one command line, which has a limit of its own.
 POINTER_BYTES = 4096  # A `.git` file and `commondir` hold one path.
 
+IGNORED = ("--ignored", "--directory")
 NESTED = "nested-index"
 PLACEHOLDER = b".agent-server-placeholder"
 EMPTY_BLOB = b"e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
@@ -63,9 +64,13 @@ class Index:
         self._unmeasured = limits.measure_bytes
         self.known_tree: str | None = None
         self.is_over_quota = False
+        self.used = 0  # bytes of the disk, when they were last measured
 
-    def update(self) -> LeftOut:
-        """Brings the index to the present state of the workspace. Errors: NotFound, Forbidden for a workspace that cannot be read."""
+    def update(self, *, tells_ignored: bool = False) -> LeftOut:
+        """Brings the index to the present state of the workspace. Errors: NotFound, Forbidden for a workspace that cannot be read.
+
+        Ignored files are left out; `tells_ignored` also names them, a folder of nothing else as one, which takes another listing.
+        """
         self._require_workspace()
         self.left_out = LeftOut()
         nested: list[bytes] = []
@@ -73,12 +78,15 @@ class Index:
         with (
             self._git.start("diff-files", "-z", "--name-status") as tracked,
             self._git.start(*self._list_others()) as others,
+            self._git.start(*self._list_others(), *IGNORED) if tells_ignored else contextlib.nullcontext() as ignored,
         ):
             self._apply(self._look_at_tracked(tracked.tokens()))
             self._apply(self._look_at_others(others.tokens(), nested))
             others.wait()
             for folder in UNREADABLE_FOLDER.findall(others.complaints()):
                 self.left_out.add(folder, "unreadable")
+            for path in ignored.tokens() if ignored is not None else ():
+                self.left_out.add(path, "ignored")
         self._update_nested(nested)
         return self.left_out
 
@@ -106,8 +114,8 @@ class Index:
         (self._git.folder / "index").unlink(missing_ok=True)
 
     def measure(self) -> None:
-        used = sum(info.st_blocks * 512 for _, info in self._git.objects())
-        self.is_over_quota = used > self._limits.quota_bytes
+        self.used = sum(info.st_blocks * 512 for _, info in self._git.objects())
+        self.is_over_quota = self.used > self._limits.quota_bytes
         self._unmeasured = 0
 
     def _update_nested(self, nested: list[bytes]) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from agent_server.changes import Change, Changes, Entry, LeftOut, compare, entries
+from agent_server.changes import Changes, Entry, LeftOut, compare, entries
 from agent_server.errors import InvalidRequest, NotFound
 from agent_server.git import Git, GitFailed, Spawn, end_orphans
 from agent_server.index import Index, Limits
@@ -72,6 +72,11 @@ class Shadow:
         """Says whether only small files are recorded until `collect` has made room."""
         return self._index.is_over_quota
 
+    @property
+    def used(self) -> int:
+        """Bytes of the disk that all of it takes, when that was last measured."""
+        return self._index.used
+
     def checkpoint(self, name: str) -> str:
         """Records the workspace as it is, keeps that state under the name and returns its tree id."""
         self._ref(name)
@@ -123,7 +128,7 @@ class Shadow:
         """Compares the workspace as it is with a recorded tree. Errors: NotFound when that tree is lost."""
         base = _tree_id(base)
         with self._lock:
-            left_out = self._healing(self._update)
+            left_out = self._healing(lambda: self._update(tells_ignored=True))
             if base == self._index.known_tree:
                 return Changes([], left_out=left_out)
             changes = self._compare("diff-index", "--cached", base, patch=patch)
@@ -133,9 +138,9 @@ class Shadow:
         """Compares the workspace as it is with a tree of another repository, whose objects are in that folder."""
         base = _tree_id(base)
         with self._lock:
-            left_out = self._healing(self._update)
+            left_out = self._healing(lambda: self._update(tells_ignored=True))
             changes = compare(self._git, "diff-index", "--cached", base, patch=patch, objects=objects)
-            if any(self._index.is_there(path) for change in changes.files if (path := _gone(change)) is not None):
+            if any(change.old_path is not None and self._index.is_there(change.old_path) for change in changes.files):
                 # What is committed and not recorded here is no deletion, and nothing was renamed from it.
                 changes = compare(self._git, "diff-index", "--cached", base, patch=patch, renames=False, objects=objects)
         files = []
@@ -202,11 +207,11 @@ class Shadow:
             self._collect_garbage()
         self._index.measure()
 
-    def _update(self) -> LeftOut:
+    def _update(self, *, tells_ignored: bool = False) -> LeftOut:
         if not self._is_checked:
             self._drop_hollow_objects()
             self._is_checked = True
-        return self._index.update()
+        return self._index.update(tells_ignored=tells_ignored)
 
     def _record(self) -> str:
         self._update()
@@ -294,11 +299,6 @@ class Shadow:
         if folder.is_relative_to(workspace):
             pattern = b"/" + re.sub(rb"([\\*?\[ ])", rb"\\\1", os.fsencode(folder.relative_to(workspace))) + b"/\n"
         (self._folder / "info" / "exclude").write_bytes(pattern)
-
-
-def _gone(change: Change) -> bytes | None:
-    """Gives the path that a change says is no longer there."""
-    return change.path if change.status == "deleted" else change.old_path
 
 
 def _tree_id(tree: str) -> str:
