@@ -225,6 +225,17 @@ def test_sessions_are_as_described_with_all_that_is_done_to_them(server: ServerP
             check("delete", "/sessions/{session_id}", client.delete("/sessions/described"))
 
 
+def test_a_revert_is_as_described(server: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [{"name": "write", "arguments": {"filePath": "reverted.txt", "content": "a\n"}}]}, {"text": "Done."})
+    done = server.post("/run", {"prompt": "go", "sessionId": "reverted"}).json()
+    for verb in ("revert", "unrevert"):
+        path = f"/sessions/{{session_id}}/{verb}"
+        check("post", path, server.post(f"/sessions/none/{verb}", {"taskId": "task_none"}))
+        reply = check("post", path, server.post(f"/sessions/reverted/{verb}", {"taskId": done["taskId"]} if verb == "revert" else {}))
+        assert reply["files"] == ["reverted.txt"]
+    check("post", path, server.post("/sessions/reverted/unrevert"))
+
+
 def test_errors_are_as_described(server: ServerProcess) -> None:
     for method, path, operation in OPERATIONS:
         concrete = re.sub("{[^}]+}", "none", path)
