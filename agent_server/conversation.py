@@ -4,7 +4,7 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -270,21 +270,22 @@ def standing(events: Iterable[Event]) -> list[Event]:
     cut: list[tuple[str, int, list[Event]]] = []
     for event in events:
         if event.type == "session.reverted":
-            at = _beginning(kept, event.data["taskIds"])
-            cut.append((event.data["revertId"], at, kept[at:]))
-            del kept[at:]
+            task_ids = frozenset(event.data["taskIds"])
+            at = next((at for at, each in enumerate(kept) if each.type == "task.started" and each.task_id in task_ids), len(kept))
+            gone = [each for each in kept[at:] if not _waits(each, task_ids)]
+            cut.append((event.data["revertId"], at, gone))
+            kept[at:] = [each for each in kept[at:] if _waits(each, task_ids)]
         elif event.type == "session.unreverted" and cut and cut[-1][0] == event.data["revertId"]:
-            _, at, events_back = cut.pop()
-            kept[at:at] = events_back
+            _, at, gone = cut.pop()
+            kept[at:at] = gone
         else:
             kept.append(event)
     return kept
 
 
-def _beginning(events: Sequence[Event], task_ids: Sequence[str]) -> int:
-    reverted = frozenset(task_ids)
-    found = (at for at, event in enumerate(events) if event.type == "task.started" and event.task_id in reverted)
-    return next(found, len(events))
+def _waits(event: Event, task_ids: Collection[str]) -> bool:
+    """Whether it is of a task that came while the others were reverted, and begins after that."""
+    return event.task_id is not None and event.task_id not in task_ids and event.type in ("task.created", "message.added", "task.failed")
 
 
 async def load(log: EventLog, session_id: str) -> Conversation:

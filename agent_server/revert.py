@@ -17,10 +17,11 @@ from typing import Any, Literal
 
 import msgspec
 
-from agent_server import tasks
+from agent_server import session_index, tasks
 from agent_server.authorship import may_have_changed
 from agent_server.changes import Entry, shown
 from agent_server.checkpoints import Checkpoints, created
+from agent_server.conversation import prompt_id
 from agent_server.errors import AgentServerError, Conflict, InvalidRequest, NotFound, Unprocessable
 from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
@@ -61,6 +62,8 @@ class RevertIndex:
 
     def apply(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
         for event in events:
+            if event.type == "session.deleted":
+                db.execute("UPDATE reverts SET state = 'deleted' WHERE session_id = ? AND state = 'reverted'", (event.session_id,))
             statement = _FOLDS.get((event.type, event.data.get("action", "")))
             if statement is not None:
                 db.execute(statement, {"id": event.data["revertId"], "session": event.session_id, "seq": event.seq})
@@ -117,8 +120,9 @@ class Reverts:
         Errors: NotFound; Conflict when a task is processing, or files were changed by others (unless `force`), or cannot be written.
         """
         first = await self._find(session_id, task_id, message_id)
-        async with self._sessions.hold(session_id), self._turn:
-            found = [task for task in await tasks.find_from(self._log, first, MAX_TASKS + 1) if not task.is_reverted]
+        async with self._sessions.held(session_id), self._turn:
+            later = await tasks.find_from(self._log, first, MAX_TASKS + 1)
+            found = [task for task in later if task.ended is not None and not task.is_reverted]  # others came since, and wait
             if not found or found[0].task_id != first.task_id:
                 raise Conflict(
                     f"{first.task_id} is reverted already; name an earlier task, or unrevert.", details={"taskId": first.task_id}
@@ -146,19 +150,16 @@ class Reverts:
 
         Errors: as of `revert`; and Conflict when there is none, or a task was created since.
         """
-        await self._require_session(session_id)
-        async with self._sessions.hold(session_id), self._turn:
+        async with self._sessions.held(session_id), self._turn:
             statement = "SELECT revert_id, done FROM reverts WHERE session_id = ? AND state = 'reverted' ORDER BY done DESC LIMIT 1"
             last = await self._log.query(lambda db: db.execute(statement, (session_id,)).fetchone())
             if last is None:
                 raise Conflict(f"Nothing of {session_id} is reverted, so there is nothing to bring back.")
             revert_id, done = last
-            newest = await tasks.find_all(self._log, session_id=session_id, limit=1)
-            if newest[0].created > done:
-                raise Conflict(
-                    f"{newest[0].task_id} came after the revert, which therefore cannot be undone any more.",
-                    details={"taskId": newest[0].task_id},
-                )
+            newest = await tasks.find_newest_started(self._log, session_id)
+            if newest is not None and (newest.started or 0) > done:
+                message = f"{newest.task_id} came after the revert, which therefore cannot be undone any more."
+                raise Conflict(message, details={"taskId": newest.task_id})
             (event,) = [
                 e for e in await self._log.read(after=done - 1, session_id=session_id, types=("session.reverted",)) if e.seq == done
             ]
@@ -239,19 +240,17 @@ class Reverts:
         return differences if paths is None else {path: both for path, both in differences.items() if path in paths}
 
     async def _find(self, session_id: str, task_id: str | None, message_id: str | None) -> Task:
-        await self._require_session(session_id)
+        session = await session_index.find(self._log, session_id)
         if task_id is None:
             task_id = await self._begun_by(session_id, message_id or "")
         task = await tasks.find(self._log, task_id)
         if task.session_id != session_id:
             details = {"taskId": task_id, "sessionId": task.session_id}
             raise NotFound(f"{task_id} is a task of {task.session_id}; revert that session.", code="TASK_NOT_FOUND", details=details)
+        if task.created < session.created:
+            message = f"{task_id} is of a session of this name that was deleted."
+            raise NotFound(message, code="TASK_NOT_FOUND", details={"taskId": task_id})
         return task
-
-    async def _require_session(self, session_id: str) -> None:
-        if not await self._log.read(session_id=session_id, types=("session.created", "task.created"), context=True):
-            message = f"There is no session {session_id}; GET /sessions lists those there are."
-            raise NotFound(message, code="SESSION_NOT_FOUND", details={"sessionId": session_id})
 
     async def _begun_by(self, session_id: str, message_id: str) -> str:
         """Gives the task that a message began; the id of such a message is its task's, but for the prefix."""
@@ -264,11 +263,6 @@ class Reverts:
                 text = f"{message_id} did not begin a task, it is a part of {event.task_id}; name that as taskId."
                 raise InvalidRequest(text, path="messageId")
         raise NotFound(f"There is no message {message_id} in {session_id}.", details={"messageId": message_id})
-
-
-def prompt_id(task_id: str) -> str:
-    """Gives the id of the message that began a task."""
-    return f"msg_{task_id.removeprefix('task_')}"
 
 
 class _Recorded:

@@ -20,7 +20,7 @@ Values: TypeAlias = Callable[[Event], dict[str, Any] | None]
 class TaskIndex:
     """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
 
-    version = 2
+    version = 3
     tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
     schema: Sequence[str] = (
         """CREATE TABLE tasks (
@@ -268,6 +268,13 @@ async def find_from(log: EventLog, task: Task, limit: int) -> list[Task]:
     """Gives a task and the later ones of its session, oldest first."""
     where = "t.session_id = ? AND t.created >= ? ORDER BY t.created LIMIT ?"
     return await log.query(lambda db: _select(db, where, [task.session_id, task.created, limit]))
+
+
+async def find_newest_started(log: EventLog, session_id: str) -> Task | None:
+    """Gives the task of a session that began last."""
+    where = "t.session_id = ? AND t.started IS NOT NULL ORDER BY t.started DESC LIMIT 1"
+    found = await log.query(lambda db: _select(db, where, [session_id]))
+    return found[0] if found else None
 
 
 async def find_beside(log: EventLog, task: Task, limit: int) -> list[Task]:

@@ -202,7 +202,7 @@ def test_a_session_with_a_running_task_is_refused(job: Job) -> None:
     running = job.server.submit("more", sessionId=job.session)
     job.server.wait_for(running, "message.delta")
     for verb, body in (("revert", {"taskId": done}), ("unrevert", {})):
-        assert job.post(verb, 409, **body)["error"]["details"] == {"taskId": running}
+        assert job.post(verb, 409, **body)["error"]["details"] == {"sessionId": job.session}
     job.server.post(f"/tasks/{running}/cancel")
     assert job.revert(done)["taskIds"] == [done, running]
 
@@ -231,7 +231,9 @@ def test_a_task_that_is_sent_during_a_revert_begins_after_it(job: Job) -> None:
             kinds.append(next(told)["type"])
     thread.join()
     assert job.server.finish(sent)["status"] == "completed"
-    assert [kind for kind in kinds if kind in ("session.reverted", "task.created")] == ["session.reverted", "task.created"]
+    assert [kind for kind in kinds if kind in ("session.reverted", "task.started")] == ["session.reverted", "task.started"]
+    assert job.said() == ["next"]
+    assert job.unrevert(409)["error"]["details"] == {"taskId": sent}
 
 
 # Files of others
