@@ -29,6 +29,7 @@ from agent_server.guard import Guard
 from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
 from agent_server.http import routes as routes_of
 from agent_server.ignores import Ignores
+from agent_server.index import MEASURE_BYTES, Limits
 from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
@@ -40,6 +41,7 @@ from agent_server.processes import Processes
 from agent_server.proctree import Reaper
 from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
+from agent_server.revert import RevertIndex, Reverts
 from agent_server.run import Surroundings
 from agent_server.server import Server
 from agent_server.session_index import SessionIndex
@@ -94,12 +96,13 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
 def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Server:
     tools = load_tools()
     metrics = Metrics(tools)
-    indexes = (TaskIndex(), SessionIndex(), ProcessIndex(), CallIndex(), PortIndex(), DeliveryIndex(), metrics)
+    indexes = (TaskIndex(), SessionIndex(), ProcessIndex(), CallIndex(), PortIndex(), DeliveryIndex(), RevertIndex(), metrics)
     log = EventLog(data.path / "events.db", secrets, indexes, max_bytes=settings.max_log)
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
     reaper = Reaper()
-    checkpoints = Checkpoints(data.path / "shadow", workspace.root, log, reaper.popen)
+    limits = Limits(quota_bytes=settings.max_checkpoints, measure_bytes=min(MEASURE_BYTES, settings.max_checkpoints // 8))
+    checkpoints = Checkpoints(data.path / "shadow", workspace.root, log, reaper.popen, limits=limits)
     keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ)
     around = Surroundings(
         log=log,
@@ -126,6 +129,7 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         processes=processes,
         checkpoints=checkpoints,
         sessions=sessions,
+        reverts=Reverts(log, workspace.root, checkpoints, sessions, {name for name, tool in tools.items() if tool.read_only}),
         gateway=around.gateway,
         reaper=reaper,
         token_digest=token_digest,
@@ -155,7 +159,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         async with asyncio.TaskGroup() as group:
-            lasting = (server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run())
+            lasting = (server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run(), server.checkpoints.run())
             background = [group.create_task(work) for work in lasting]
             work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]
             connections = group.create_task(server.connections.run())
@@ -179,6 +183,7 @@ async def _work(server: Server) -> None:
     """Ends what a killed server left running, then takes up what it left undone."""
     if server.data.identity.starts > 1:
         await server.processes.recover()
+        await server.reverts.recover()
     await server.sessions.run()
 
 

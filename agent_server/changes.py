@@ -5,12 +5,13 @@ Paths are bytes inside, because that is what file names are; `shown` makes text 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from agent_server.git import CHUNK_BYTES, Git
 
 Status = Literal["added", "modified", "deleted", "renamed"]
-Reason = Literal["large", "unreadable", "special", "quota"]
+Reason = Literal["large", "unreadable", "special", "quota", "ignored"]
 
 CHANGE_LIMIT = 10_000  # Changes in one answer; more are counted out by `is_truncated`.
 NAME_LIMIT = 100  # Names of left-out files; more are only counted.
@@ -19,7 +20,10 @@ ALL_DIFFS_BYTES = 4 * 1024 * 1024
 RENAME_LIMIT = 400  # Files on each side compared for similarity: the work grows with the square. Exact renames are always found.
 
 STATUSES: dict[bytes, Status] = {b"A": "added", b"D": "deleted", b"R": "renamed"}
-OPTIONS = ("-r", "-z", "-M", f"-l{RENAME_LIMIT}", "--no-ext-diff", "--no-textconv")
+OPTIONS = ("-r", "-z", f"-l{RENAME_LIMIT}", "--no-ext-diff", "--no-textconv")
+
+# A mode and an object id, as git writes them; None where there is no file.
+Entry = tuple[bytes, bytes]
 
 
 def shown(path: bytes) -> str:
@@ -72,8 +76,12 @@ class LeftOut:
         if len(self.names) < NAME_LIMIT:
             self.names.append((path, reason))
 
-    def to_wire(self) -> dict[str, Any]:
-        return {"count": self.count, "files": [{"path": shown(path), "reason": reason} for path, reason in self.names]}
+    def add_once(self, path: bytes, reason: Reason) -> None:
+        if all(path != name for name, _ in self.names):
+            self.add(path, reason)
+
+    def to_wire(self, limit: int = NAME_LIMIT) -> dict[str, Any]:
+        return {"count": self.count, "files": [{"path": shown(path), "reason": reason} for path, reason in self.names[:limit]]}
 
 
 @dataclass(frozen=True)
@@ -85,19 +93,35 @@ class Changes:
     left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def compare(git: Git, *sides: str, patch: bool = False) -> Changes:
+def compare(git: Git, *sides: str, patch: bool = False, renames: bool = True, objects: Path | None = None) -> Changes:
     """Compares two sides, given as a git command: ("diff-tree", base, tree) or ("diff-index", "--cached", base).
 
-    Errors: GitFailed when an object is missing.
+    `objects` is the folder of another repository's objects, which one of the sides is of. Errors: GitFailed when an object is missing.
     """
     command, *arguments = sides
-    with git.start(command, *OPTIONS, "--raw", "--numstat", *arguments) as running:
+    options = (*OPTIONS, "-M" if renames else "--no-renames")
+    with git.start(command, *options, "--raw", "--numstat", *arguments, objects=objects) as running:
         files, is_truncated = _read_changes(running.tokens())
     if patch and files:
-        with git.start(command, *OPTIONS, "-p", *arguments) as running:
+        with git.start(command, *options, "-p", *arguments, objects=objects) as running:
             files = list(_add_diffs(files, _Patches(running.lines(CHUNK_BYTES))))
             running.stop()
     return Changes(files, is_truncated)
+
+
+def entries(git: Git, base: str, tree: str) -> dict[bytes, tuple[Entry | None, Entry | None]]:
+    """Gives every path that differs between two trees, with what is there in each. Errors: GitFailed when an object is missing."""
+    found: dict[bytes, tuple[Entry | None, Entry | None]] = {}
+    with git.start("diff-tree", "-r", "-z", "--raw", "--no-renames", base, tree) as running:
+        tokens = running.tokens()
+        for token in tokens:
+            old_mode, mode, old_id, object_id, _ = token[1:].split(b" ")
+            found[next(tokens)] = _entry(old_mode, old_id), _entry(mode, object_id)
+    return found
+
+
+def _entry(mode: bytes, object_id: bytes) -> Entry | None:
+    return (mode, object_id) if mode.strip(b"0") else None
 
 
 def _read_changes(tokens: Iterator[bytes]) -> tuple[list[Change], bool]:

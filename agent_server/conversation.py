@@ -4,7 +4,7 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -261,9 +261,36 @@ def entry_from_wire(data: Mapping[str, Any]) -> Entry:
     return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags)
 
 
+def standing(events: Iterable[Event]) -> list[Event]:
+    """Leaves out of a session's events those of tasks that were reverted, and puts back those that were unreverted.
+
+    All since the first of these tasks began goes, so that what follows continues a conversation that was there before.
+    """
+    kept: list[Event] = []
+    cut: list[tuple[str, int, list[Event]]] = []
+    for event in events:
+        if event.type == "session.reverted":
+            task_ids = frozenset(event.data["taskIds"])
+            at = next((at for at, each in enumerate(kept) if each.type == "task.started" and each.task_id in task_ids), len(kept))
+            gone = [each for each in kept[at:] if not _waits(each, task_ids)]
+            cut.append((event.data["revertId"], at, gone))
+            kept[at:] = [each for each in kept[at:] if _waits(each, task_ids)]
+        elif event.type == "session.unreverted" and cut and cut[-1][0] == event.data["revertId"]:
+            _, at, gone = cut.pop()
+            kept[at:at] = gone
+        else:
+            kept.append(event)
+    return kept
+
+
+def _waits(event: Event, task_ids: Collection[str]) -> bool:
+    """Whether it is of a task that came while the others were reverted, and begins after that."""
+    return event.task_id is not None and event.task_id not in task_ids and event.type in ("task.created", "message.added", "task.failed")
+
+
 async def load(log: EventLog, session_id: str) -> Conversation:
     """Folds a session's conversation from the log."""
     conversation = Conversation(session_id)
-    for event in await log.read(session_id=session_id, context=True):
+    for event in standing(await log.read(session_id=session_id, context=True)):
         conversation.apply(event)
     return conversation

@@ -10,6 +10,7 @@ prompts, bounded in time and output. The user's own repository is none of this m
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import tempfile
@@ -116,6 +117,15 @@ class Running:
             self._stdin.write(data)
             self._stdin.flush()
 
+    def contents(self, object_id: bytes) -> bytes:
+        """Gives an object, of `cat-file --batch`. Errors: GitFailed when it is not there."""
+        self._stdin.write(object_id + b"\n")
+        self._stdin.flush()
+        header = self._stdout.readline(CHUNK_BYTES).split()
+        if len(header) != 3:
+            raise GitFailed(f"The recorded contents {object_id.decode()} are lost or damaged")
+        return self._stdout.read(int(header[2]) + 1)[:-1]
+
     def answer(self) -> bytes:
         return self._stdout.read(ANSWER_BYTES)
 
@@ -200,10 +210,13 @@ class Git:
                 yield path, os.lstat(path)
 
     @contextlib.contextmanager
-    def start(self, *arguments: str, index: str = "index") -> Iterator[Running]:
-        """Starts one git process and sees to its end: killed when the block raises, checked when it does not."""
+    def start(self, *arguments: str, index: str = "index", objects: Path | None = None) -> Iterator[Running]:
+        """Starts one git process and sees to its end: killed when the block raises, checked when it does not.
+
+        It also reads objects from the folder `objects`, of another repository.
+        """
         with tempfile.TemporaryFile(dir=self.folder) as complaints:
-            running = Running(self._popen(arguments, index, complaints), complaints, self.folder)
+            running = Running(self._popen(arguments, index, objects, complaints), complaints, self.folder)
             watchdog = threading.Timer(self._seconds, running.give_up)
             watchdog.daemon = True
             watchdog.start()
@@ -223,14 +236,17 @@ class Git:
             running.feed(feed)
             return running.answer()
 
-    def _popen(self, arguments: tuple[str, ...], index: str, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
+    def _popen(self, arguments: tuple[str, ...], index: str, objects: Path | None, complaints: IO[bytes]) -> "subprocess.Popen[bytes]":
+        # A list of folders is separated by colons unless it is quoted.
+        quoted = re.sub(r'(["\\])', r"\\\1", str(objects))
+        other = {"GIT_ALTERNATE_OBJECT_DIRECTORIES": f'"{quoted}"'} if objects is not None else {}
         try:
             return self._spawn(
                 ["git", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=complaints,
-                env={**self._environment, "GIT_INDEX_FILE": str(self.folder / index)},
+                env={**self._environment, **other, "GIT_INDEX_FILE": str(self.folder / index)},
                 # Always there, so that a missing file can only mean git; git itself goes to the work tree.
                 cwd="/",
                 start_new_session=True,

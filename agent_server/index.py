@@ -21,11 +21,13 @@ FILE_BYTES = 10 * 1024 * 1024  # Larger files are left out: they are data and bu
 QUOTA_FILE_BYTES = 64 * 1024  # Over the quota only files up to this size are recorded: most source code, at a slow growth.
 QUOTA_BYTES = 2 * 1024 * 1024 * 1024
 MEASURE_BYTES = 64 * 1024 * 1024  # Contents recorded between two measurements of the disk use, and so the quota's error.
+OBJECT_BYTES = 4096  # What each recorded file takes of the disk besides its contents, about.
 BATCH_FILES = 10_000  # Files given to one git process; what it recorded stays when a later one fails.
 NESTING_LIMIT = 16  # Repositories inside repositories; deeper ones are left out.
 ARGUMENT_FOLDERS = 100  # Folder names on one command line, which has a limit of its own.
 POINTER_BYTES = 4096  # A `.git` file and `commondir` hold one path.
 
+IGNORED = ("--ignored", "--directory")
 NESTED = "nested-index"
 PLACEHOLDER = b".agent-server-placeholder"
 EMPTY_BLOB = b"e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
@@ -58,28 +60,35 @@ class Index:
         self._git = git
         self._workspace = os.fsencode(workspace)
         self._limits = limits
-        self._left_out = LeftOut()
+        self.left_out = LeftOut()
         self._unmeasured = limits.measure_bytes
         self.known_tree: str | None = None
         self.is_over_quota = False
+        self.used = 0  # bytes of the disk, when they were last measured
 
-    def update(self) -> LeftOut:
-        """Brings the index to the present state of the workspace. Errors: NotFound, Forbidden for a workspace that cannot be read."""
+    def update(self, *, tells_ignored: bool = False) -> LeftOut:
+        """Brings the index to the present state of the workspace. Errors: NotFound, Forbidden for a workspace that cannot be read.
+
+        Ignored files are left out; `tells_ignored` also names them, a folder of nothing else as one, which takes another listing.
+        """
         self._require_workspace()
-        self._left_out = LeftOut()
+        self.left_out = LeftOut()
         nested: list[bytes] = []
         # diff-files also names files whose times alone differ, so that recording them saves the next listing from reading them again.
         with (
             self._git.start("diff-files", "-z", "--name-status") as tracked,
             self._git.start(*self._list_others()) as others,
+            self._git.start(*self._list_others(), *IGNORED) if tells_ignored else contextlib.nullcontext() as ignored,
         ):
             self._apply(self._look_at_tracked(tracked.tokens()))
             self._apply(self._look_at_others(others.tokens(), nested))
             others.wait()
             for folder in UNREADABLE_FOLDER.findall(others.complaints()):
-                self._left_out.add(folder, "unreadable")
+                self.left_out.add(folder, "unreadable")
+            for path in ignored.tokens() if ignored is not None else ():
+                self.left_out.add(path, "ignored")
         self._update_nested(nested)
-        return self._left_out
+        return self.left_out
 
     def tree(self) -> str:
         """Writes what the index holds as a tree and returns its id."""
@@ -87,14 +96,26 @@ class Index:
             self.known_tree = self._git.run("write-tree").decode().strip()
         return self.known_tree
 
+    def is_there(self, path: bytes) -> bool:
+        """Says whether a file, a link or something else that is no folder has this path, not through a link."""
+        parents = path.split(b"/")[:-1]
+        full = self._workspace
+        with contextlib.suppress(OSError):
+            for parent in parents:
+                full = os.path.join(full, parent)
+                if not stat.S_ISDIR(os.lstat(full).st_mode):
+                    return False
+            return not stat.S_ISDIR(os.lstat(os.path.join(self._workspace, path)).st_mode)
+        return False
+
     def drop(self) -> None:
         """Forgets everything; the next update hashes every file."""
         self.known_tree = None
         (self._git.folder / "index").unlink(missing_ok=True)
 
     def measure(self) -> None:
-        used = sum(info.st_blocks * 512 for _, info in self._git.objects())
-        self.is_over_quota = used > self._limits.quota_bytes
+        self.used = sum(info.st_blocks * 512 for _, info in self._git.objects())
+        self.is_over_quota = self.used > self._limits.quota_bytes
         self._unmeasured = 0
 
     def _update_nested(self, nested: list[bytes]) -> None:
@@ -116,7 +137,7 @@ class Index:
                     self._apply(self._look_at_others(others.tokens(), deeper))
             nested = deeper
         for folder in nested:
-            self._left_out.add(folder, "special")
+            self.left_out.add(folder, "special")
 
     def _list_others(self) -> list[str]:
         command = ["ls-files", "-z", "--others", "--exclude-standard"]
@@ -137,7 +158,7 @@ class Index:
                 nested.append(path)
             elif b".git" in path.lower().split(b"/"):
                 # git refuses `.GIT` and the like as a part of any path.
-                self._left_out.add(path, "special")
+                self.left_out.add(path, "special")
             else:
                 yield from self._look(path, is_tracked=False)
 
@@ -154,19 +175,19 @@ class Index:
                     _require_readable(full)
                     yield path, info.st_size
                 else:
-                    self._left_out.add(path, "large" if info.st_size > self._limits.file_bytes else "quota")
+                    self.left_out.add(path, "large" if info.st_size > self._limits.file_bytes else "quota")
             elif stat.S_ISLNK(info.st_mode):
                 yield path, info.st_size
             else:
                 if not stat.S_ISDIR(info.st_mode):
-                    self._left_out.add(path, "special")
+                    self.left_out.add(path, "special")
                 if is_tracked:
                     yield path, None
         except (FileNotFoundError, NotADirectoryError):
             if is_tracked:
                 yield path, None
         except OSError:
-            self._left_out.add(path, "unreadable")
+            self.left_out.add(path, "unreadable")
 
     def _apply(self, found: Iterable[Found]) -> None:
         """Records what was found, in batches that bound the memory and the overshoot of the quota."""
@@ -176,7 +197,7 @@ class Index:
                 batch.removed.append(path)
             else:
                 batch.added.append(path)
-                batch.size += size
+                batch.size += size + OBJECT_BYTES
             if len(batch.added) + len(batch.removed) >= BATCH_FILES or batch.size >= self._limits.measure_bytes:
                 self._write(batch)
                 batch = _Batch()

@@ -20,6 +20,7 @@ from agent_server.processes import Processes
 from agent_server.proctree import Reaper
 from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
+from agent_server.revert import Reverts
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
 from agent_server.watch import Watches
@@ -37,6 +38,7 @@ class Server(msgspec.Struct):
     processes: Processes
     checkpoints: Checkpoints
     sessions: Sessions
+    reverts: Reverts
     gateway: Gateway
     reaper: Reaper
     token_digest: bytes

@@ -17,7 +17,7 @@ from agent_server.wire import timestamp
 _BEGINNING = frozenset({"session.created", "task.created"})
 """What makes a session."""
 
-_ACTIVITY = frozenset({"session.compacted", "session.reverted", "task.completed", "task.failed", "message.added"})
+_ACTIVITY = frozenset({"session.compacted", "session.reverted", "session.unreverted", "task.completed", "task.failed", "message.added"})
 """What counts as activity besides: few types, as each costs a row's update."""
 
 

@@ -71,6 +71,7 @@ class Settings(msgspec.Struct, frozen=True):
     allow_outside_workspace: bool
     max_body: int
     max_log: int
+    max_checkpoints: int
     model_idle_timeout: float
     command_variables: tuple[str, ...]
     environ: Mapping[str, str]
@@ -126,6 +127,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         allow_outside_workspace=read.choice("ALLOW_OUTSIDE_WORKSPACE", ("0", "1"), "0") == "1",
         max_body=read.number("MAX_BODY_BYTES", 16 << 20, 1 << 10, 1 << 30),
         max_log=read.number("MAX_LOG_BYTES", 1 << 30, 1 << 20, 1 << 50),
+        max_checkpoints=read.number("MAX_CHECKPOINT_BYTES", 2 << 30, 1 << 20, 1 << 50),
         model_idle_timeout=read.number("MODEL_IDLE_TIMEOUT_MS", 120_000, 100, 3_600_000) / 1000,
         command_variables=read.names("COMMAND_ENV"),
         environ=dict(environ),

@@ -1,7 +1,7 @@
 """Tasks: the index of them that is folded from the log, and what is read from it."""
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -20,7 +20,7 @@ Values: TypeAlias = Callable[[Event], dict[str, Any] | None]
 class TaskIndex:
     """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
 
-    version = 2
+    version = 3
     tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
     schema: Sequence[str] = (
         """CREATE TABLE tasks (
@@ -29,7 +29,7 @@ class TaskIndex:
             steps INTEGER NOT NULL DEFAULT 0, resumptions INTEGER NOT NULL DEFAULT 0, elapsed INTEGER NOT NULL DEFAULT 0,
             run_at INTEGER, message_id TEXT, prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
             cached_tokens INTEGER NOT NULL DEFAULT 0, reasoning_tokens INTEGER NOT NULL DEFAULT 0, cost REAL,
-            idempotency_key TEXT UNIQUE, request_hash TEXT)""",
+            idempotency_key TEXT UNIQUE, request_hash TEXT, is_reverted INTEGER NOT NULL DEFAULT 0)""",
         "CREATE INDEX tasks_created ON tasks (created)",
         "CREATE INDEX tasks_session ON tasks (session_id, created)",
         "CREATE INDEX tasks_processing ON tasks (created) WHERE status = 'processing'",
@@ -48,8 +48,12 @@ class TaskIndex:
                 if event.type in TERMINAL:
                     used = [(event.task_id, tool["name"], tool["count"]) for tool in event.data.get("toolsUsed", ())]
                     db.executemany("INSERT OR REPLACE INTO task_tools VALUES (?, ?, ?)", used)
-                    paths = [(change["path"], event.task_id) for change in event.data.get("changes", ())]
+                    changes = event.data.get("changes", ())
+                    paths = [(path, event.task_id) for change in changes for path in (change["path"], change.get("oldPath")) if path]
                     db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
+            elif event.type in ("session.reverted", "session.unreverted"):
+                marks = [(event.type == "session.reverted", task_id) for task_id in event.data["taskIds"]]
+                db.executemany("UPDATE tasks SET is_reverted = ? WHERE task_id = ?", marks)
 
 
 def _created(event: Event) -> dict[str, Any]:
@@ -160,6 +164,7 @@ class Task(msgspec.Struct, frozen=True):
     reasoning_tokens: int
     cost: float | None
     request_hash: str | None
+    is_reverted: bool
     given: Mapping[str, Any]
     outcome: Mapping[str, Any]
     tools: Mapping[str, int]
@@ -207,6 +212,7 @@ class Task(msgspec.Struct, frozen=True):
             "steps": self.steps,
             "changes": self.outcome.get("changes", []),
             "error": self.outcome.get("error"),
+            "reverted": bool(self.is_reverted),
         }
 
 
@@ -258,18 +264,40 @@ async def find_all(
     return await log.query(lambda db: _select(db, where, [*values, limit]))
 
 
+async def find_from(log: EventLog, task: Task, limit: int) -> list[Task]:
+    """Gives a task and the later ones of its session, oldest first."""
+    where = "t.session_id = ? AND t.created >= ? ORDER BY t.created LIMIT ?"
+    return await log.query(lambda db: _select(db, where, [task.session_id, task.created, limit]))
+
+
+async def find_newest_started(log: EventLog, session_id: str) -> Task | None:
+    """Gives the task of a session that began last."""
+    where = "t.session_id = ? AND t.started IS NOT NULL ORDER BY t.started DESC LIMIT 1"
+    found = await log.query(lambda db: _select(db, where, [session_id]))
+    return found[0] if found else None
+
+
+async def find_beside(log: EventLog, task: Task, limit: int) -> list[Task]:
+    """Gives the tasks of other sessions that were at work at a time when this one, which has ended, was."""
+    where = "t.session_id != ? AND t.started < ? AND coalesce(t.ended, ?) > ? ORDER BY t.created DESC LIMIT ?"
+    values = [task.session_id, task.ended, task.ended, task.started, limit]
+    return await log.query(lambda db: _select(db, where, values))
+
+
 async def find_unfinished(log: EventLog) -> list[Task]:
     """Gives the tasks that are still processing, oldest first."""
     return await log.query(lambda db: _select(db, "t.status = 'processing' ORDER BY t.created", []))
 
 
-async def tasks_that_changed(log: EventLog, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Gives for each of these paths the tasks that changed it, oldest first."""
+async def tasks_that_changed(log: EventLog, paths: Iterable[str]) -> dict[str, list[str]]:
+    """Gives for each of these paths the tasks that changed it and were not reverted, oldest first."""
+    reverted = "EXISTS (SELECT 1 FROM tasks t WHERE t.task_id = c.task_id AND t.is_reverted)"
+    statement = f"SELECT task_id FROM task_changes c WHERE path = ? AND NOT {reverted} ORDER BY task_id"
 
     def read(db: sqlite3.Connection) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
         for path in paths:
-            rows = db.execute("SELECT task_id FROM task_changes WHERE path = ? ORDER BY task_id", (path,)).fetchall()
+            rows = db.execute(statement, (path,)).fetchall()
             if rows:
                 found[path] = [task_id for (task_id,) in rows]
         return found

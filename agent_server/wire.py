@@ -31,7 +31,7 @@ def level(event: Event) -> str:
     """Gives DEBUG, INFO, WARNING or ERROR."""
     if event.type == "log":
         return str(event.data.get("level", "INFO"))
-    if event.type in ("task.failed", "integration.error"):
+    if event.type in ("task.failed", "revert.failed", "integration.error"):
         return "ERROR"
     if event.type in ("gap", "integration.disconnected", "task.retrying", "message.discarded") or event.data.get("isError"):
         return "WARNING"
@@ -43,7 +43,9 @@ def source(event: Event) -> str:
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
-    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "checkpoint": "task"}.get(noun, noun)
+    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "checkpoint": "task", "revert": "task"}.get(
+        noun, noun
+    )
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -133,5 +135,9 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "integration.sending": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply leaves",
     "integration.held": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply did not leave",
     "integration.sent": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply is sent",
+    "revert.started": lambda d: f"{d['action']} of {len(d['taskIds'])} tasks begins",
+    "revert.failed": lambda d: f"{d['action']} failed: {d['error']['message']}",
+    "session.reverted": lambda d: f"{len(d['taskIds'])} tasks reverted, {d['fileCount']} files restored",
+    "session.unreverted": lambda d: f"{len(d['taskIds'])} tasks brought back, {d['fileCount']} files restored",
     "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks import Line, execute, idle, imports, loop, many, output, start, task
+from benchmarks import Line, changes, execute, idle, imports, loop, many, output, start, task
 
 BENCHMARKS: dict[str, Callable[[], list[Line]]] = {
     "imports": imports.measure,
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], list[Line]]] = {
     "output": output.measure,
     "many": many.measure,
     "loop": loop.measure,
+    "changes": changes.measure,
 }
 
 WIDTHS = (44, 12, 12, 14, 16)

@@ -54,6 +54,7 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/tasks/{task_id}/messages", "/tasks/{task_id}/tool-results", "/sessions", "/sessions/{session_id}"),
         *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
         *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
+        *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
@@ -247,6 +248,17 @@ def test_sessions_are_as_described_with_all_that_is_done_to_them(server: ServerP
     with server.client() as client:
         for _ in range(2):
             check("delete", "/sessions/{session_id}", client.delete("/sessions/described"))
+
+
+def test_a_revert_is_as_described(server: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [{"name": "write", "arguments": {"filePath": "reverted.txt", "content": "a\n"}}]}, {"text": "Done."})
+    done = server.post("/run", {"prompt": "go", "sessionId": "reverted"}).json()
+    for verb in ("revert", "unrevert"):
+        path = f"/sessions/{{session_id}}/{verb}"
+        check("post", path, server.post(f"/sessions/none/{verb}", {"taskId": "task_none"}))
+        reply = check("post", path, server.post(f"/sessions/reverted/{verb}", {"taskId": done["taskId"]} if verb == "revert" else {}))
+        assert reply["files"] == ["reverted.txt"]
+    check("post", path, server.post("/sessions/reverted/unrevert"))
 
 
 def test_errors_are_as_described(server: ServerProcess) -> None:

@@ -22,6 +22,10 @@ CONTEXT = frozenset(
         "message.copied",
         "tool.finished",
         "session.compacted",
+        "session.reverted",
+        "session.unreverted",
+        "revert.started",
+        "revert.failed",
         "task.completed",
         "task.failed",
     }

@@ -10,9 +10,15 @@ from starlette.responses import Response
 from agent_server.http import Endpoint, reply
 from agent_server.server import server_of
 
+Since = Annotated[
+    str,
+    # No colon: git would take what follows for a path.
+    Meta(pattern=r"^[^-:\x00-\x20\x7f][^:\x00-\x1f\x7f]{0,255}$(?!\n)", description="a task, a checkpoint, or a revision of git"),
+]
+
 
 class ChangesQuery(msgspec.Struct, frozen=True, rename="camel"):
-    since: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$(?!\n)", description="a task or a checkpoint")] | None = None
+    since: Since | None = None
     task_id: Annotated[str, Meta(min_length=1)] | None = None
     diff: bool = False
 
@@ -22,7 +28,7 @@ class ChangeReply(msgspec.Struct, frozen=True, rename="camel", omit_defaults=Tru
     status: Literal["added", "modified", "deleted", "renamed"]
     additions: int
     deletions: int
-    task_ids: list[str]
+    task_ids: Annotated[list[str], Meta(description="the tasks that changed it, of those whose first 1,000 changes it is among")]
     old_path: str | None = None
     binary: bool = False
     diff: str | None = None
@@ -34,7 +40,7 @@ class ChangesReply(msgspec.Struct, frozen=True, rename="camel"):
     files: list[str]
     base: str
     truncated: bool
-    left_out: dict[str, Any]
+    left_out: Annotated[dict[str, Any], Meta(description="files that are not compared: count, and the first 100 of them with the reason")]
 
 
 async def changes(request: Request, query: ChangesQuery) -> Response:

@@ -125,6 +125,7 @@ class TaskReply(msgspec.Struct, frozen=True, rename="camel"):
     steps: int
     changes: list[dict[str, Any]]
     error: TaskError | None
+    reverted: Annotated[bool, Meta(description="what it did was undone, and the conversation does not have it")]
 
 
 class TaskList(msgspec.Struct, frozen=True, rename="camel"):
