@@ -250,7 +250,7 @@ def test_a_folder_too_deep_to_be_a_path_is_listed_as_far_as_it_goes(client: http
 def test_a_large_tree_is_listed_by_pages_while_the_server_answers(tmp_path: Path) -> None:
     with serving(tmp_path) as server, server.client() as client:
         write(server.workspace / ".gitignore", "*0\n")
-        for number in range(30_000):
+        for number in range(12_000):
             (server.workspace / f"f{number:05}").touch()
         began = time.monotonic()
         page = tree(client)
@@ -258,7 +258,7 @@ def test_a_large_tree_is_listed_by_pages_while_the_server_answers(tmp_path: Path
         assert (len(page["entries"]), page["truncated"]) == (10_000, True)
         assert seconds < 10  # a guard against what grows with the square, not a measurement
         rest = tree(client, limit=50_000, cursor=page["nextCursor"])
-        assert (len(rest["entries"]), rest["truncated"]) == (17_001, False)
+        assert (len(rest["entries"]), rest["truncated"]) == (801, False)
         memory = int(Path(f"/proc/{server.process.pid}/status").read_text().partition("VmHWM:")[2].split()[0]) if server.process else 0
         assert 0 < memory < 150_000
 
