@@ -174,7 +174,7 @@ def test_a_timeout_ends_the_task_and_its_commands(agent: ServerProcess, model: O
 
 def test_a_timeout_ends_a_model_call(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(STALLED, {"text": "I see."})
-    reply = agent.post("/run", {"prompt": "slow", "timeout": 500})
+    reply = agent.post("/run", {"prompt": "slow", "timeout": 3000})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "TASK_TIMEOUT")
     assert agent.post("/run", {"prompt": "and now?"}).status_code == 200
     assert_requests(model.requests()[1:])
