@@ -50,7 +50,7 @@ class Link:
         self._work: asyncio.Task[None] | None = None
 
     def start(self, group: asyncio.TaskGroup) -> None:
-        self._work = group.create_task(self._run(), name=f"integration {self.integration.name}")
+        self._work = group.create_task(self._keep(), name=f"integration {self.integration.name}")
 
     async def stop(self) -> None:
         """Ends it; messages on their way get STOP_SECONDS. Everything else is in the log, for the next start."""
@@ -74,6 +74,15 @@ class Link:
         if self._connection is None:
             raise Unavailable(f"{self.integration.name} is not connected: {self.error}")
         return await self._connection.callback(callback)
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._run()
+            except Exception:  # the border: whatever else fails here, the server and the other integrations go on
+                logger.exception("%s ended", self.integration.name)
+                self._failed(RuntimeError("It ended by a fault of the server's; the server's log has the details."))
+                await asyncio.sleep(MOST_DELAY)
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:

@@ -180,7 +180,7 @@ class Telegram(Connection):
         number = msgspec.json.decode(raw, type=_Number).update_id
         try:
             update = msgspec.json.decode(raw, type=Update)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             logger.warning("an update of Telegram's cannot be read: %s", error)
         else:
             inbound = self._inbound(update)
