@@ -13,7 +13,7 @@ LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 _QUIET = frozenset(
     {
         *("message.delta", "message.copied", "reasoning.delta", "step.started", "step.finished", "session.created"),
-        *("integration.sending", "integration.held"),
+        *("integration.sending", "integration.held", "session.restored", "context.restored"),
     }
 )
 
@@ -43,7 +43,9 @@ def source(event: Event) -> str:
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
-    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "checkpoint": "task"}.get(noun, noun)
+    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "context": "task", "checkpoint": "task"}.get(
+        noun, noun
+    )
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -133,5 +135,12 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "integration.sending": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply leaves",
     "integration.held": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply did not leave",
     "integration.sent": lambda d: f"{d['integration']}: message {d['part']} of {d['parts']} of a reply is sent",
+    "snapshot.created": lambda d: f"snapshot {d['name']} made",
+    "snapshot.deleted": lambda d: f"snapshot {d['name']} deleted",
+    "snapshot.restored": lambda d: f"snapshot {d['name']} restored, with {d['sessions']} conversations",
+    "lifecycle.quiesced": lambda d: "quiesced",
+    "lifecycle.resumed": lambda d: f"resumed as {d['instanceId']}",
+    "lifecycle.stopped": lambda d: f"no tasks are taken: {d['status']}",
+    "lifecycle.started": lambda d: "tasks are taken again",
     "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
 }
