@@ -4,8 +4,9 @@ import asyncio
 import importlib
 import logging
 import pkgutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -13,6 +14,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import Receive, Scope, Send
 
 from agent_server import openapi, routes
+from agent_server.activity import Activity
 from agent_server.agents import AGENTS
 from agent_server.checkpoints import Checkpoints
 from agent_server.connections import Connections
@@ -30,11 +32,13 @@ from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
 from agent_server.http import routes as routes_of
 from agent_server.ignores import Ignores
 from agent_server.index import MEASURE_BYTES, Limits
+from agent_server.lifecycle import Lifecycle
 from agent_server.logs import LogEvents
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.server import McpServer
 from agent_server.mcp_client import McpServers
 from agent_server.metrics import Metrics
+from agent_server.pause import Pause
 from agent_server.ports import PortIndex, Ports
 from agent_server.process_index import ProcessIndex
 from agent_server.processes import Processes
@@ -47,6 +51,8 @@ from agent_server.server import Server
 from agent_server.session_index import SessionIndex
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
+from agent_server.snapshots import Snapshots
+from agent_server.snapshots.restore import Restores
 from agent_server.staging import Staging
 from agent_server.tasks import TaskIndex
 from agent_server.tool_configs import ToolConfigs
@@ -115,11 +121,32 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         web=WebTools(),
         mcp=McpServers(processes, workspace),
         configs=ToolConfigs(data.path / "tools"),
+        pause=Pause(),
     )
     sessions = Sessions(around, AGENTS[settings.agent_type], checkpoints, max_concurrent=settings.max_concurrent_tasks)
     mcp = McpServer(Calls(around, sessions.agent), settings.max_body)
     ports = Ports(log, settings.port)
-    known = load_integrations()
+    proxy = Proxy(ports, token_digest)
+    connections = Connections(load_integrations(), data.path / "integrations.json", settings, secrets, log, sessions, tools)
+    environment = Environment(data.path / "environment.json", secrets, processes)
+    lifecycle = Lifecycle(log, data, around.pause, around.gateway, (workspace.root, data.path))
+    lifecycle.on_quiesce.append(connections.pause)
+    lifecycle.on_resume += [connections.reconnect, around.web.close]
+    sessions.admit = lifecycle.admit
+
+    def described() -> Mapping[str, Any]:
+        enabled = [state.name for state in connections.states() if state.is_enabled]
+        return {**settings.described(), "integrations": enabled, "variables": sorted(environment.variables)}
+
+    bounds = {"most": settings.max_snapshots, "quota": settings.max_snapshot_bytes}
+    snapshots = Snapshots(data.path / "snapshots", workspace.root, log, secrets, around.pause, described, **bounds)
+    running = {
+        "task": lambda: sessions.processing,
+        "process": lambda: processes.running - processes.terminals,
+        "terminal": lambda: processes.terminals,
+        "mcp": lambda: mcp.calls.working,
+        "proxy": lambda: proxy.open,
+    }
     return Server(
         settings=settings,
         data=data,
@@ -136,12 +163,16 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         mcp=mcp,
         metrics=metrics,
         ports=ports,
-        proxy=Proxy(ports, token_digest),
-        connections=Connections(known, data.path / "integrations.json", settings, secrets, log, sessions, tools),
+        proxy=proxy,
+        connections=connections,
         files=Files(workspace, Staging(data.path / "staging")),
         ignores=Ignores(data.path / "ignores", workspace.root, reaper.popen),
         watches=Watches(),
-        environment=Environment(data.path / "environment.json", secrets, processes),
+        environment=environment,
+        lifecycle=lifecycle,
+        activity=Activity(log, running),
+        snapshots=snapshots,
+        restores=Restores(data, workspace.root, log, snapshots, lifecycle, checkpoints, sessions),
     )
 
 
@@ -154,12 +185,17 @@ async def _elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
 @asynccontextmanager
 async def _lifespan(app: Starlette) -> AsyncIterator[None]:
     server: Server = app.state.server
+    server.restores.mark_first_start(server.settings)
     server.log.open()
     handler = LogEvents(server.log)
     logging.getLogger().addHandler(handler)
     try:
+        await _restore(server)
         async with asyncio.TaskGroup() as group:
-            lasting = (server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run(), server.checkpoints.run())
+            lasting = [
+                *(server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run()),
+                *(server.checkpoints.run(), server.lifecycle.run()),
+            ]
             background = [group.create_task(work) for work in lasting]
             work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]
             connections = group.create_task(server.connections.run())
@@ -172,11 +208,19 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
             for task in background:
                 task.cancel()
     finally:
+        server.snapshots.close()
         logging.getLogger().removeHandler(handler)
         await server.processes.close()
         await server.gateway.close()
         await server.sessions.around.web.close()
         await server.log.close()
+
+
+async def _restore(server: Server) -> None:
+    """Ends what a killed server left of a restore, and restores what the instance is to begin with. Nothing else runs yet."""
+    await server.restores.recover()
+    server.snapshots.sweep()
+    await server.restores.first_start(server.settings)
 
 
 async def _work(server: Server) -> None:
@@ -191,3 +235,4 @@ async def _record_base(server: Server) -> None:
     await asyncio.to_thread(server.files.staging.clear)
     await asyncio.sleep(BASE_DELAY)
     await server.checkpoints.ready()
+    await server.restores.clean()

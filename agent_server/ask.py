@@ -1,7 +1,7 @@
 """One model call of a task, with its retries: deltas and the message as events."""
 
 from collections.abc import Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
@@ -9,7 +9,8 @@ from agent_server.gateway.retry import stream_with_retries
 from agent_server.ids import new_id
 from agent_server.messages import Image, Message, ToolSpec, Usage
 from agent_server.output import MaskedText
-from agent_server.run import Run
+from agent_server.pause import Broken
+from agent_server.run import Paused, Run
 
 
 class Ask:
@@ -24,13 +25,23 @@ class Ask:
         self._message_id = new_id("msg")
         self._text = self._sink("message.delta", self._message_id)
         self._reasoning = self._sink("reasoning.delta", self._message_id)
-        self._is_begun = False
+        self._is_begun = self._is_complete = False
 
     def _sink(self, kind: str, message_id: str) -> MaskedText:
         run = self._run
         return MaskedText(run.around.secrets, lambda text: run.around.log.say(run.draft(kind, {"messageId": message_id, "delta": text})))
 
     async def ask(self, specs: list[ToolSpec]) -> None:
+        """Errors: ModelError, LogUnavailable; Paused when the server stops while the call is held."""
+        run = self._run
+        while not self._is_complete:
+            with suppress(Broken):
+                async with run.around.pause.call():
+                    await self._stream(specs)
+            if not self._is_complete:
+                await self._break_off()
+
+    async def _stream(self, specs: list[ToolSpec]) -> None:
         run = self._run
         messages = [run.system, *run.conversation.messages]
         self._added = run.conversation.added  # what comes from here on is for the next one
@@ -60,6 +71,7 @@ class Ask:
 
     def _complete(self, completion: Completion) -> None:
         run, message = self._run, completion.message
+        self._is_complete = True
         self._end()
         calls = []
         for call in message.tool_calls:
@@ -82,13 +94,23 @@ class Ask:
         self._text.end()
         self._reasoning.end()
 
+    async def _break_off(self) -> None:
+        """Waits until the call may be made again, as another message."""
+        run = self._run
+        if self._is_begun:
+            await run.append(run.draft("message.discarded", {"messageId": self._message_id}))
+        self._begin()
+        await run.around.pause.point()
+        if run.is_draining():
+            raise Paused
+
     async def _discard(self, error: ModelError, attempt: int, delay: float) -> None:
         self._end()
         run = self._run
         retrying = {"attempt": attempt, "delay_ms": round(delay * 1000), "reason": error.fault.value, "error": error.message}
         drafts = [run.draft("message.discarded", {"messageId": self._message_id})] if self._is_begun else []
+        self._begin()  # before anything is waited for: a call that is broken off here must not be discarded twice
         await run.append(*drafts, run.draft("task.retrying", retrying))
-        self._begin()
 
 
 def _explained(error: ModelError, messages: Sequence[Message]) -> ModelError:

@@ -84,6 +84,11 @@ class Attempts:
 
     async def attempt(self, task_id: str, active: Active) -> None:
         """Works on a task until it has completed, or something breaks off: see `work`. Errors: TaskTimeout and GivenUp besides."""
+        async with self._around.pause.working():
+            if not self._is_draining():
+                await self._attempt(task_id, active)
+
+    async def _attempt(self, task_id: str, active: Active) -> None:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return  # all but the news of its end was written when the log broke off
@@ -93,7 +98,7 @@ class Attempts:
         else:
             remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
         try:
-            async with asyncio.timeout(max(remaining, 0)) as deadline:
+            async with self._around.pause.clock.timeout(max(remaining, 0)) as deadline:
                 await self._checkpoints.begin(task)
                 async with self._offered(task) as tools:
                     active.run = run = await self._prepare(task, tools, active)
@@ -137,7 +142,7 @@ class Attempts:
 
     async def _first(self, task: Task) -> list[Draft]:
         """The event that begins a session, when this is its first task."""
-        if await self._log.read(session_id=task.session_id, types=("session.created",), context=True):
+        if await self._log.read(session_id=task.session_id, types=("session.created", "session.restored"), context=True):
             return []
         day = datetime.now(UTC).date()
         system = await asyncio.to_thread(system_prompt, self._agent, self._around.workspace.root, day)

@@ -36,6 +36,7 @@ async def run_calls(run: Run) -> None:
     """
     for kind, group in groupby(run.conversation.open_calls, key=lambda call: _kind(run, call)):
         calls = list(group)
+        await run.around.pause.point()
         if kind == "client":
             await _request(run, calls)
         elif kind == "reading":
@@ -43,6 +44,7 @@ async def run_calls(run: Run) -> None:
                 await _run_side_by_side(run, await _unskipped(run, calls[at : at + run.parallel]))
         else:
             for call in calls:
+                await run.around.pause.point()
                 await _run_one(run, call)
 
 
@@ -69,12 +71,17 @@ async def _run_side_by_side(run: Run, calls: Sequence[ToolCall]) -> None:
     if fresh:
         await run.append(*fresh)
     try:
-        async with asyncio.TaskGroup() as group:
+        async with run.around.pause.aside(), asyncio.TaskGroup() as group:
             for call in calls:
-                group.create_task(settle(run, call))
+                group.create_task(_settle_beside(run, call))
     except* LogUnavailable as errors:
         raise errors.exceptions[0] from None
     run.begun.difference_update(call.id for call in calls)
+
+
+async def _settle_beside(run: Run, call: ToolCall) -> None:
+    async with run.around.pause.working():
+        await settle(run, call)
 
 
 async def _run_one(run: Run, call: ToolCall) -> None:
@@ -116,7 +123,7 @@ async def _wait(run: Run, calls: Sequence[ToolCall]) -> None:
         raise Paused
     run.is_waiting = True
     try:
-        async with run.slot.left():
+        async with run.around.pause.aside(), run.slot.left():
             while awaited(run, calls):
                 run.changed.clear()
                 await run.changed.wait()

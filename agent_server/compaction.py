@@ -33,7 +33,8 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
         specs = [ToolSpec(name, tool.description, tool.parameters) for name, tool in built_in(around, sessions.agent, given).items()]
         own = [await own_tool(around, entry) for entry in given.get("tools", ()) if "mcp" not in entry]
         specs += [ToolSpec(tool.name, tool.description, tool.parameters) for tool in own]
-        work = asyncio.create_task(summarise(around.gateway, state, system_message(state, given), specs, options))
+        system = system_message(state, given)
+        work = asyncio.create_task(around.pause.repeated(lambda: summarise(around.gateway, state, system, specs, options)))
         done = await _within(work, sessions)
         if done is None:
             return None

@@ -14,7 +14,7 @@ import msgspec
 
 from agent_server import deliveries
 from agent_server.datadir import write_private
-from agent_server.errors import Draining, InvalidRequest, NotFound, SettingsError, TooManyRequests, Unprocessable
+from agent_server.errors import Draining, InstanceNotRunning, InvalidRequest, NotFound, SettingsError, TooManyRequests, Unprocessable
 from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
 from agent_server.link import Link
@@ -89,6 +89,7 @@ class Connections:
         self._group: asyncio.TaskGroup | None = None
         self._changing = asyncio.Lock()  # what is on disk is what runs
         self._stop = asyncio.Event()
+        self._is_paused = False
         try:
             self._allowed = self._names(settings.integrations, "INTEGRATIONS") if settings.integrations is not None else None
         except InvalidRequest as error:
@@ -109,6 +110,20 @@ class Connections:
     def close(self) -> None:
         """Lets `run` end, once messages on their way have arrived or had the time to."""
         self._stop.set()
+
+    async def pause(self) -> None:
+        """Disconnects all, until `reconnect`: nothing comes and nothing goes."""
+        async with self._changing:
+            self._is_paused = True
+            await asyncio.gather(*(link.stop() for link in self._links.values()))
+            self._links.clear()
+
+    async def reconnect(self) -> None:
+        """Connects anew what is enabled, whatever became of the connections before."""
+        await self.pause()
+        async with self._changing:
+            self._is_paused = False
+            await self._apply()
 
     # What clients ask for
 
@@ -186,7 +201,7 @@ class Connections:
 
     async def _apply(self) -> list[Link]:
         """Stops and starts what differs from what is wanted, and gives what it started. What goes on as it is is left alone."""
-        if self._group is None or self._stop.is_set():
+        if self._group is None or self._stop.is_set() or self._is_paused:
             return []
         wanted = {i.name: i for i in self._known.values() if self._is_enabled(i) and not self._missing(i)}
         environs = {name: self._environ_of(integration) for name, integration in wanted.items()}
@@ -218,7 +233,7 @@ class Connections:
             try:
                 async with lock:
                     await self._receive(name, inbound)
-            except (Draining, TooManyRequests, LogUnavailable) as error:
+            except (Draining, InstanceNotRunning, TooManyRequests, LogUnavailable) as error:
                 raise Unavailable(error.message, error.retry_after or 0) from error
 
         return receive

@@ -51,6 +51,7 @@ class Conversation:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
+        self._restored: dict[str, list[Event]] = {}  # by restore: copies that mean nothing until it is done
         self.began: Mapping[str, Any] | None = None
         self.entries: list[Entry] = []
         self.instructions: set[str] = set()
@@ -107,6 +108,15 @@ class Conversation:
 
     def _deleted(self, event: Event) -> None:
         self._begin_anew()
+
+    def _brought(self, event: Event) -> None:
+        self._restored.setdefault(event.data["restoreId"], []).append(original(event))
+
+    def _taken_back(self, event: Event) -> None:
+        events = self._restored.get(event.data["restoreId"], ())
+        self._begin_anew()
+        for each in events:
+            self.apply(each)
 
     def _copied(self, event: Event) -> None:
         self._close_calls()
@@ -195,6 +205,8 @@ class Conversation:
 _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "session.created": Conversation._created,
     "session.deleted": Conversation._deleted,
+    "context.restored": Conversation._brought,
+    "session.restored": Conversation._taken_back,
     "session.compacted": Conversation._compacted,
     "message.copied": Conversation._copied,
     "message.added": Conversation._came,
@@ -212,6 +224,12 @@ def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None 
     shown = tuple(data.get("details", {}).get("instructions", ()))
     at = asked.created_at if at is None else at
     return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown)
+
+
+def original(event: Event) -> Event:
+    """Gives the event that a `context.restored` is the copy of, at the copy's place."""
+    data = event.data
+    return msgspec.structs.replace(event, time=data["time"], type=data["type"], task_id=data["taskId"], data=data["data"])
 
 
 def prompt_id(task_id: str) -> str:

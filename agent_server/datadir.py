@@ -1,6 +1,8 @@
 """The data directory: who holds it, and the few things in it that are no events.
 
 events.db        the event log
+snapshots/       the snapshots
+restore.json     what is left to do of a restore; first-snapshot.json whether that of the first start is done
 lock             held by the server that runs; names it
 token.sha256     hash of the token we made ourselves
 identity.json    the instance's id, the mark of its commands, how often it started
@@ -29,12 +31,19 @@ from agent_server.ids import new_id
 from agent_server.settings import Settings, new_token
 
 
-class Identity(msgspec.Struct, frozen=True, rename="camel"):
-    """Who this instance is. `mark` is in the environment of its commands; `starts` counts this start too."""
+class Identity(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Who this instance is. `mark` is in the environment of its commands; `starts` counts this start too.
+
+    An id or a name that a fork was given stands against the one in its environment, which is that of its origin, `replaced_id`
+    and `replaced_name`, until that changes.
+    """
 
     instance_id: str
     mark: str
     starts: int
+    instance_name: str | None = None
+    replaced_id: str | None = None
+    replaced_name: str | None = None
 
 
 class DataDirectory:
@@ -52,6 +61,7 @@ class DataDirectory:
                 folder.mkdir(mode=0o700, exist_ok=True)
             # The folder itself may be a mounted one that others can enter. SQLite gives its other files the mode of this one.
             (self.path / "events.db").touch(mode=0o600)
+            self.is_fresh = (self.path / "events.db").stat().st_size == 0
             self._lock = self._claim(settings)
             try:
                 self.identity = self._identify(settings)
@@ -93,7 +103,25 @@ class DataDirectory:
             raise SettingsError(f"{path} in DATA_DIR is damaged: {error}. Remove it; the instance gets a new id then.") from error
         known = msgspec.structs.replace(known, starts=known.starts + 1)
         write_private(path, msgspec.json.encode(known))
-        return msgspec.structs.replace(known, instance_id=settings.instance_id or known.instance_id)
+        self._kept, self._settings = known, settings
+        return self._effective()
+
+    def _effective(self) -> Identity:
+        kept, settings = self._kept, self._settings
+        given_id = settings.instance_id if settings.instance_id != kept.replaced_id else None
+        given_name = settings.instance_name if settings.instance_name != kept.replaced_name else None
+        return msgspec.structs.replace(kept, instance_id=given_id or kept.instance_id, instance_name=given_name or kept.instance_name)
+
+    def adopt(self, instance_id: str | None, instance_name: str | None) -> None:
+        """Gives a fork its own id and name, where one is given, for good. Blocks. Errors: OSError."""
+        kept = self._kept
+        if instance_id is not None:
+            kept = msgspec.structs.replace(kept, instance_id=instance_id, replaced_id=self._settings.instance_id)
+        if instance_name is not None:
+            kept = msgspec.structs.replace(kept, instance_name=instance_name, replaced_name=self._settings.instance_name)
+        write_private(self.path / "identity.json", msgspec.json.encode(kept))
+        self._kept = kept
+        self.identity = self._effective()
 
     def token(self, settings: Settings) -> tuple[bytes, str | None]:
         """Gives the SHA-256 of the token that requests must have, and the token itself if it was made just now."""

@@ -5,7 +5,8 @@
     ├── Unauthorized                  401 UNAUTHORIZED
     ├── Forbidden (PermissionError)   403 FORBIDDEN
     ├── NotFound (LookupError)        404 NOT_FOUND, or the code of what was looked for
-    ├── Conflict                      409 CONFLICT, TASK_CANCELLED, INSTANCE_NOT_RUNNING
+    ├── Conflict                      409 CONFLICT, TASK_CANCELLED
+    │   └── InstanceNotRunning        409 INSTANCE_NOT_RUNNING, with current_status
     ├── PayloadTooLarge               413 PAYLOAD_TOO_LARGE
     ├── Unprocessable                 422 IDEMPOTENCY_MISMATCH, RESOURCE_LIMIT_EXCEEDED
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
@@ -27,6 +28,7 @@ class AgentServerError(Exception):
     code = "INTERNAL"
     status = 500
     retry_after: float | None = None
+    current_status: str | None = None
 
     def __init__(self, message: str, *, details: Mapping[str, Any] | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -62,6 +64,16 @@ class NotFound(AgentServerError, LookupError):
 class Conflict(AgentServerError):
     code = "CONFLICT"
     status = 409
+
+
+class InstanceNotRunning(Conflict):
+    """The instance was stopped; `current_status` stands beside the code."""
+
+    code = "INSTANCE_NOT_RUNNING"
+
+    def __init__(self, message: str, current_status: str) -> None:
+        super().__init__(message)
+        self.current_status = current_status
 
 
 class PayloadTooLarge(AgentServerError):

@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from agent_server.capture import Capture, OutputSink
+from agent_server.clock import Clock
 from agent_server.output import Spool
 from agent_server.pipes import Feed, Pipe
 from agent_server.redaction import Secrets
@@ -80,11 +81,13 @@ class Execution:
         secrets: Secrets,
         spool: Spool,
         sink: OutputSink,
+        clock: Clock,
         child: Child,
         outputs: Sequence[int],
         stdin: int | None,
     ) -> None:
         self.command = command
+        self._clock = clock
         self.is_done = False
         self._child = child
         self._spool, self._sink = spool, sink
@@ -180,7 +183,7 @@ class Execution:
         """Waits for the end, or so many seconds; `is_done` tells which."""
         if not self.is_done:
             self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(timeout, self._wake) if timeout is not None else None
+            timer = self._clock.call_later(timeout, self._wake) if timeout is not None else None
             try:
                 await self._waiter
             finally:

@@ -207,11 +207,12 @@ async def _body(request: Request) -> bytes:
     raise PayloadTooLarge(f"The body is over {limit} bytes; send less, or raise MAX_BODY_BYTES.", details={"limit": limit})
 
 
-class ErrorDetail(msgspec.Struct, frozen=True, rename="camel"):
+class ErrorDetail(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     code: str
     message: str
     details: dict[str, Any]
     request_id: str
+    current_status: str | None = msgspec.field(name="current_status", default=None)
 
 
 class ErrorReply(msgspec.Struct, frozen=True):
@@ -245,7 +246,7 @@ def failure(request: HTTPConnection, error: AgentServerError) -> Response:
 
 
 def envelope(error: AgentServerError, request_id: str) -> ErrorReply:
-    return ErrorReply(ErrorDetail(error.code, error.message, error.details, request_id))
+    return ErrorReply(ErrorDetail(error.code, error.message, error.details, request_id, error.current_status))
 
 
 async def on_error(request: HTTPConnection, error: Exception) -> Response:

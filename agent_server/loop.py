@@ -31,6 +31,7 @@ async def work(run: Run) -> dict[str, Any]:
         if conversation.is_answered and (answer := accept(run)) is not None:
             run.is_closed = True  # what comes from here on is refused rather than lost
             return answer
+        await run.around.pause.point()
         if run.is_draining():
             raise Paused
         _check_limits(run, steps)

@@ -24,7 +24,7 @@ _REASONS = {
     403: "FORBIDDEN",
     404: "NOT_FOUND, or the code of what was looked for",
     405: "METHOD_NOT_ALLOWED",
-    409: "CONFLICT or TASK_CANCELLED",
+    409: "CONFLICT, TASK_CANCELLED or INSTANCE_NOT_RUNNING",
     413: "PAYLOAD_TOO_LARGE",
     416: "INVALID_REQUEST: the range has nothing of the file",
     422: "IDEMPOTENCY_MISMATCH or RESOURCE_LIMIT_EXCEEDED",

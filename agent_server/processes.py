@@ -17,6 +17,7 @@ from typing import Any
 
 from agent_server import proctree
 from agent_server.capture import OutputSink
+from agent_server.clock import Clock
 from agent_server.errors import Conflict, Draining, TooManyRequests
 from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
@@ -54,6 +55,7 @@ class Processes:
         self._spill = spill_folder
         self._mark = mark
         self._no_input = os.open(os.devnull, os.O_RDONLY)
+        self._clock = Clock()
         self._has_spawned = False
         self._leftovers: list[Pipe] = []
         self._running: dict[str, Process] = {}  # in the order in which they were asked for
@@ -65,6 +67,11 @@ class Processes:
     def set_variables(self, variables: Mapping[str, str]) -> None:
         """Gives commands that start from here on these variables too, over those they inherit."""
         self._environment = {**self._inherited, **variables}
+
+    @property
+    def terminals(self) -> int:
+        """How many of those that run have a terminal."""
+        return sum(process.command.pty is not None for process in self._running.values())
 
     @property
     def running(self) -> int:
@@ -133,7 +140,8 @@ class Processes:
             del self._running[process.process_id]
             raise
         # All else is done while it runs. What finds it again after a crash is its mark in the environment, which needs no log.
-        process.begin(Execution(command, self._secrets, Spool(self._spill, process.process_id), sink or self._tell(process), *launched))
+        spool = Spool(self._spill, process.process_id)
+        process.begin(Execution(command, self._secrets, spool, sink or self._tell(process), self._clock, *launched))
         self._log.say(self._started(process))
         return process
 

@@ -14,6 +14,7 @@ from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
 from agent_server.mcp_client import McpServers
 from agent_server.messages import Message
+from agent_server.pause import Pause
 from agent_server.processes import Processes
 from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
@@ -39,6 +40,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     web: WebTools
     mcp: McpServers
     configs: ToolConfigs
+    pause: Pause
 
 
 class Paused(Exception):

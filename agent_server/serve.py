@@ -170,6 +170,7 @@ class _Uvicorn(uvicorn.Server):
 
     async def _end(self) -> None:
         grace = self._server.settings.shutdown_grace
+        self._server.snapshots.close()
         await asyncio.gather(self._server.sessions.drain(grace), self._server.mcp.drain(grace))
         with contextlib.suppress(LogUnavailable):  # a full disk must not keep the server from ending
             await self._server.log.flush()  # what was said so far is still seen by those who follow

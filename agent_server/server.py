@@ -5,6 +5,7 @@ import time
 import msgspec
 from starlette.requests import HTTPConnection
 
+from agent_server.activity import Activity
 from agent_server.checkpoints import Checkpoints
 from agent_server.connections import Connections
 from agent_server.datadir import DataDirectory
@@ -13,6 +14,7 @@ from agent_server.events.log import EventLog
 from agent_server.files import Files
 from agent_server.gateway import Gateway
 from agent_server.ignores import Ignores
+from agent_server.lifecycle import Lifecycle
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
 from agent_server.ports import Ports
@@ -23,6 +25,8 @@ from agent_server.redaction import Secrets
 from agent_server.revert import Reverts
 from agent_server.sessions import Sessions
 from agent_server.settings import Settings
+from agent_server.snapshots import Snapshots
+from agent_server.snapshots.restore import Restores
 from agent_server.watch import Watches
 from agent_server.workspace import Workspace
 
@@ -51,7 +55,16 @@ class Server(msgspec.Struct):
     watches: Watches
     connections: Connections
     environment: Environment
+    lifecycle: Lifecycle
+    activity: Activity
+    snapshots: Snapshots
+    restores: Restores
     began: float = msgspec.field(default_factory=time.monotonic)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether no tasks are taken, for a while or because it stops."""
+        return self.sessions.is_draining or self.lifecycle.is_quiesced
 
     @property
     def uptime(self) -> float:

@@ -14,7 +14,7 @@ from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.wire import timestamp
 
-_BEGINNING = frozenset({"session.created", "task.created"})
+_BEGINNING = frozenset({"session.created", "session.restored", "task.created"})
 """What makes a session."""
 
 _ACTIVITY = frozenset({"session.compacted", "session.reverted", "session.unreverted", "task.completed", "task.failed", "message.added"})
@@ -24,7 +24,7 @@ _ACTIVITY = frozenset({"session.compacted", "session.reverted", "session.unrever
 class SessionIndex:
     """The table `sessions`: those that can be continued. A deleted one leaves it, and its events lose the mark that keeps them."""
 
-    version = 1
+    version = 2
     tables: Sequence[str] = ("sessions",)
     schema: Sequence[str] = (
         """CREATE TABLE sessions (

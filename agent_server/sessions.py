@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -65,6 +65,7 @@ class Sessions:
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
         self.is_draining = False
+        self.admit: Callable[[], None] = lambda: None  # raises where nothing is begun
 
     async def run(self) -> None:
         """Takes up what was unfinished, and works until `drain`. Ends when every worker has."""
@@ -124,6 +125,7 @@ class Sessions:
         await self.ready()
         if self.is_draining:
             raise Draining("The server is stopping; send the request again in a few seconds.")
+        self.admit()
         if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
@@ -159,7 +161,7 @@ class Sessions:
         """
         task = await tasks.find(self._log, task_id)
         if task.ended is None:
-            async for _ in self._log.follow(after=task.created, task_id=task_id, types=TERMINAL):
+            async for _ in self._log.follow(after=task.created, task_id=task_id, types=TERMINAL, outlasts_drops=True):
                 return await tasks.find(self._log, task_id)
             raise Draining("The server is stopping; the task goes on after its restart, ask for it by its id.", details={"taskId": task_id})
         return task
@@ -250,6 +252,7 @@ class Sessions:
         if lane.worker is not None and not session.processing:
             await asyncio.wait([lane.worker])  # its last task has ended, and it is about to
             lane = self._lane(session_id)
+        self.admit()
         if lane.is_held or lane.waiting or lane.arriving or lane.worker is not None:
             raise Conflict(
                 "The session is busy; send the request again when its tasks have ended, or cancel them.", details={"sessionId": session_id}
@@ -265,6 +268,7 @@ class Sessions:
     async def drain(self, grace: float) -> None:
         """Lets tasks come to a safe point, for `grace` seconds at the most; then they are broken off, and go on at the next start."""
         self.is_draining = True
+        self.around.pause.release_all()  # whoever is held comes to an end too
         for active in self._active.values():
             if active.run is not None and active.run.is_waiting:
                 active.stop()  # a model call is made again, and a client's result can come later: waiting saves nothing
@@ -284,6 +288,11 @@ class Sessions:
     def tool_names(self) -> Collection[str]:
         """The names of the agent's own tools, which a client's must not have."""
         return built_in(self.around, self.agent, {"autoTools": True})
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no task is queued, arriving or at work, and nobody changes a session."""
+        return not self._active and not any(lane.waiting or lane.arriving or lane.is_held for lane in self._lanes.values())
 
     @property
     def processing(self) -> int:

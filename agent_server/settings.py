@@ -5,7 +5,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -14,7 +14,7 @@ from agent_server.errors import SettingsError
 CREDENTIAL_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 """Variables whose values are secrets, by the end of their (upper-case) names."""
 
-_INTEGRATION_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL"})
+_NAMED_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL", "SNAPSHOT_URL"})
 
 COMMAND_VARIABLES = frozenset(
     (
@@ -72,6 +72,10 @@ class Settings(msgspec.Struct, frozen=True):
     max_body: int
     max_log: int
     max_checkpoints: int
+    max_snapshots: int
+    max_snapshot_bytes: int
+    snapshot_file: Path | None
+    snapshot_url: str | None
     model_idle_timeout: float
     command_variables: tuple[str, ...]
     environ: Mapping[str, str]
@@ -82,6 +86,15 @@ class Settings(msgspec.Struct, frozen=True):
     def credentials(self) -> list[str]:
         """The values that must never be seen: every variable of ours that is named like a credential."""
         return [value.strip() for name, value in self.environ.items() if is_credential(name)]
+
+    def described(self) -> dict[str, Any]:
+        """What a snapshot says of the server that made it: no values of the environment, but those that name no secret."""
+        return {
+            "agentType": self.agent_type,
+            "model": self.model,
+            "provider": self.provider,
+            "environment": sorted(self.environ),
+        }
 
     def command_environment(self) -> dict[str, str]:
         """The part of our environment that commands get: an allow-list, so that no credential is in it by accident."""
@@ -94,7 +107,7 @@ class Settings(msgspec.Struct, frozen=True):
 
 def is_credential(name: str) -> bool:
     """Tells whether a variable of this name holds a secret."""
-    return bool(CREDENTIAL_NAME.search(name.upper())) or name in _INTEGRATION_SECRETS
+    return bool(CREDENTIAL_NAME.search(name.upper())) or name in _NAMED_SECRETS
 
 
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
@@ -128,6 +141,10 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         max_body=read.number("MAX_BODY_BYTES", 16 << 20, 1 << 10, 1 << 30),
         max_log=read.number("MAX_LOG_BYTES", 1 << 30, 1 << 20, 1 << 50),
         max_checkpoints=read.number("MAX_CHECKPOINT_BYTES", 2 << 30, 1 << 20, 1 << 50),
+        max_snapshots=read.number("MAX_SNAPSHOTS", 20, 0, 10_000),
+        max_snapshot_bytes=read.number("MAX_SNAPSHOT_BYTES", 16 << 30, 1 << 20, 1 << 50),
+        snapshot_file=Path(file).absolute() if (file := read.optional("SNAPSHOT_FILE")) is not None else None,
+        snapshot_url=read.optional("SNAPSHOT_URL"),
         model_idle_timeout=read.number("MODEL_IDLE_TIMEOUT_MS", 120_000, 100, 3_600_000) / 1000,
         command_variables=read.names("COMMAND_ENV"),
         environ=dict(environ),
@@ -146,6 +163,10 @@ def _check(settings: Settings) -> None:
         raise SettingsError(
             "AGENT_SERVER_TOKEN has spaces or other characters that no header can carry; use ASCII letters, digits and signs."
         )
+    if settings.snapshot_file is not None and settings.snapshot_url is not None:
+        raise SettingsError("SNAPSHOT_FILE and SNAPSHOT_URL are both given; an instance begins with one snapshot, so name one of them.")
+    if settings.snapshot_url is not None and not settings.snapshot_url.startswith(("https://", "http://")):
+        raise SettingsError("SNAPSHOT_URL must begin with https:// or http://.")
     if settings.data.resolve().is_relative_to(settings.workspace.resolve()):
         raise SettingsError(
             f"DATA_DIR {settings.data} is inside WORKSPACE_DIR {settings.workspace}: the agent could change it. Name a folder outside."

@@ -40,7 +40,9 @@ class Context:
         self, command: str | Sequence[str], *, cwd: Path | None = None, timeout: float, limit: int = MAX_BYTES, live: bool = False
     ) -> CommandResult:
         wanted = Command(command, cwd or self.workspace, timeout=timeout, limit=limit, is_split=False)
-        return await self._caller.around.processes.run(wanted, self.owner, self._say if live else _ignore)
+        around = self._caller.around
+        async with around.pause.aside():
+            return await around.processes.run(wanted, self.owner, self._say if live else _ignore)
 
     def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
         data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}

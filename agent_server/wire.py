@@ -13,7 +13,7 @@ LEVELS = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40}
 _QUIET = frozenset(
     {
         *("message.delta", "message.copied", "reasoning.delta", "step.started", "step.finished", "session.created"),
-        *("integration.sending", "integration.held"),
+        *("integration.sending", "integration.held", "session.restored", "context.restored"),
     }
 )
 
@@ -43,9 +43,8 @@ def source(event: Event) -> str:
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
-    return {"step": "task", "message": "task", "reasoning": "task", "session": "task", "checkpoint": "task", "revert": "task"}.get(
-        noun, noun
-    )
+    nouns = ("step", "message", "reasoning", "session", "context", "checkpoint", "revert")
+    return "task" if noun in nouns else noun
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -139,5 +138,12 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "revert.failed": lambda d: f"{d['action']} failed: {d['error']['message']}",
     "session.reverted": lambda d: f"{len(d['taskIds'])} tasks reverted, {d['fileCount']} files restored",
     "session.unreverted": lambda d: f"{len(d['taskIds'])} tasks brought back, {d['fileCount']} files restored",
+    "snapshot.created": lambda d: f"snapshot {d['name']} made",
+    "snapshot.deleted": lambda d: f"snapshot {d['name']} deleted",
+    "snapshot.restored": lambda d: f"snapshot {d['name']} restored, with {d['sessions']} conversations",
+    "lifecycle.quiesced": lambda d: "quiesced",
+    "lifecycle.resumed": lambda d: f"resumed as {d['instanceId']}",
+    "lifecycle.stopped": lambda d: f"no tasks are taken: {d['status']}",
+    "lifecycle.started": lambda d: "tasks are taken again",
     "gap": lambda d: f"events {d['from']} to {d['to']} are no longer kept",
 }

@@ -55,6 +55,8 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
         *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
         *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
+        *("/snapshot", "/snapshots", "/snapshots/{snapshot}", "/snapshots/{snapshot}/archive", "/snapshots/{snapshot}/restore"),
+        *("/lifecycle/quiesce", "/lifecycle/resume", "/lifecycle/stop", "/lifecycle/start", "/activity"),
     }
     for _, _, operation in ALL:
         assert operation["summary"]
@@ -186,6 +188,27 @@ def test_files_are_as_described(server: ServerProcess) -> None:
             assert response.status_code == int(status)
             assert list(described.get("content", ())) == {"200": ["application/gzip"], "206": ["*/*"], "304": []}[status]
             assert bool(response.headers.get("content-type")) == bool(response.content)
+
+
+def test_snapshots_and_lifecycle_are_as_described(server: ServerProcess) -> None:
+    check("post", "/snapshot", server.post("/snapshot", {"name": "described"}))
+    check("post", "/snapshot", server.post("/snapshot", {"name": "described"}))
+    check("get", "/snapshots", server.get("/snapshots"))
+    check("post", "/snapshots/{snapshot}/restore", server.post("/snapshots/described/restore"))
+    with server.client() as client:
+        check("put", "/snapshots/{snapshot}/archive", client.put("/snapshots/other/archive", content=b"no"))
+        archive = client.get("/snapshots/described/archive").content
+        check("put", "/snapshots/{snapshot}/archive", client.put("/snapshots/other/archive", content=archive))
+        check("get", "/snapshots/{snapshot}/archive", client.get("/snapshots/described/archive", headers={"Range": "bytes=99999999-"}))
+        check("delete", "/snapshots/{snapshot}", client.delete("/snapshots/described"))
+        check("delete", "/snapshots/{snapshot}", client.delete("/snapshots/described"))
+    check("get", "/activity", server.get("/activity"))
+    check("post", "/lifecycle/quiesce", server.post("/lifecycle/quiesce"))
+    check("post", "/run", server.post("/run", {"prompt": "go"}))
+    check("post", "/lifecycle/resume", server.post("/lifecycle/resume"))
+    check("post", "/lifecycle/stop", server.post("/lifecycle/stop", {"status": "standby"}))
+    check("post", "/run", server.post("/run", {"prompt": "go"}))
+    check("post", "/lifecycle/start", server.post("/lifecycle/start"))
 
 
 def test_a_task_is_as_described_in_each_of_its_states(server: ServerProcess, model: OpenAIEmulator) -> None:

@@ -15,6 +15,8 @@ from agent_server.errors import AgentServerError
 CONTEXT = frozenset(
     {
         "session.created",
+        "session.restored",
+        "context.restored",
         "task.created",
         "task.started",
         "message.completed",

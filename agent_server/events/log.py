@@ -56,7 +56,7 @@ class EventLog:
         self._indexes = indexes
         self._retention = Retention(max_bytes)
         self._gathered: list[Batch] = []
-        self._following = 0
+        self._following = self._drops = 0
         self._waiting = 0  # additions that are not committed yet
         self._unsafe: asyncio.Future[None] | None = None  # the last of them that is not in the journal
         self._timer: asyncio.TimerHandle | None = None
@@ -249,23 +249,28 @@ class EventLog:
         statement = f"SELECT {COLUMNS} FROM events WHERE {condition} ORDER BY seq"
         return await self.query(lambda db: [event_of(row) for row in db.execute(statement, values)])
 
-    async def follow(self, *, after: int, task_id: str | None = None, types: Collection[str] | None = None) -> AsyncIterator[Event]:
+    async def follow(
+        self, *, after: int, task_id: str | None = None, types: Collection[str] | None = None, outlasts_drops: bool = False
+    ) -> AsyncIterator[Event]:
         """Gives every event above `after` that fits, without gap or repeat, and goes on with those to come.
 
         What retention has removed is told by one event of type `gap`, with `from` and `to`, at the reader's own place.
-        Ends when the log is closed.
+        Ends when the log is closed, and at `drop_follows` unless it is to outlast that.
         """
         self._following += 1
+        drops = None if outlasts_drops else self._drops
         try:
             await self.flush()
             if after >= self._next:
                 after = self._committed  # no id of this log: of another data directory, or from before a backup was put back
-            async for event in self._follow(after, after, task_id, types):
+            async for event in self._follow(after, after, task_id, types, drops):
                 yield event
         finally:
             self._following -= 1
 
-    async def _follow(self, after: int, told: int, task_id: str | None, types: Collection[str] | None) -> AsyncIterator[Event]:
+    async def _follow(
+        self, after: int, told: int, task_id: str | None, types: Collection[str] | None, drops: int | None
+    ) -> AsyncIterator[Event]:
         while True:
             changed, newest = self._changed, self._committed
             if after >= self._ring_floor:
@@ -283,7 +288,7 @@ class EventLog:
                 yield event
             after = max(after, end)
             if after >= self._committed:
-                if self._ending:
+                if self._ending or drops not in (None, self._drops):
                     return
                 await changed.wait()
 
@@ -323,6 +328,11 @@ class EventLog:
     def end_follows(self) -> None:
         """Lets followers end once they have caught up, as for a stop; appending goes on."""
         self._ending = True
+        self._wake()
+
+    def drop_follows(self) -> None:
+        """Lets those who follow now end once they have caught up: their clients may be gone without a word, and resume by id."""
+        self._drops += 1
         self._wake()
 
 

@@ -87,6 +87,11 @@ class Calls:
             await stop.wait()
         self._group = None
 
+    @property
+    def working(self) -> int:
+        """How many calls are at work."""
+        return len(self._working)
+
     async def call(self, name: str, arguments: Mapping[str, Any], progress: Progress) -> Outcome:
         """Runs one call and tells its live output by `progress` meanwhile.
 
@@ -122,7 +127,8 @@ class Calls:
     async def _work(self, client: "_Client", call: ToolCall) -> Outcome:
         try:
             await client.append(started(client, call, sync=not client.tools[call.name].read_only))
-            event = await settle(client, call)
+            async with self._around.pause.working():
+                event = await settle(client, call)
         except asyncio.CancelledError:
             with contextlib.suppress(LogUnavailable):
                 await finish(client.append(client.draft("tool.finished", interrupted(call, CANCELLED))))

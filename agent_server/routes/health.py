@@ -84,7 +84,7 @@ async def root(request: Request) -> Response:
 
 async def health(request: Request) -> Response:
     server = server_of(request)
-    status: Literal["healthy", "draining"] = "draining" if server.sessions.is_draining else "healthy"
+    status: Literal["healthy", "draining"] = "draining" if server.is_draining else "healthy"
     code = 503 if status == "draining" else 200
     if not request.scope["is_authenticated"] or code == 503:
         return reply(request, Health(status), code)
@@ -107,10 +107,10 @@ async def status(request: Request) -> Response:
     return reply(
         request,
         Status(
-            status="draining" if server.sessions.is_draining else "healthy",
+            status="draining" if server.is_draining else "healthy",
             version=__version__,
             instance_id=server.data.identity.instance_id,
-            instance_name=settings.instance_name,
+            instance_name=server.data.identity.instance_name,
             agent_type=settings.agent_type,
             uptime_ms=round(server.uptime * 1000),
             tasks=Processing(server.sessions.processing),

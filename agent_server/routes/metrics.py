@@ -44,7 +44,7 @@ def _server(server: Server) -> Iterator[Family]:
     labels = {"version": __version__, "agent_type": server.settings.agent_type}
     yield Family("agent_server_info", "gauge", "1, with the version and the agent type.", [(labels, 1)])
     yield _one("agent_server_uptime_seconds", "gauge", "Seconds since the start.", server.uptime)
-    yield _one("agent_server_draining", "gauge", "1 while the server is stopping.", server.sessions.is_draining)
+    yield _one("agent_server_draining", "gauge", "1 while the server is stopping.", server.is_draining)
     answers: Samples = [({"status": f"{digit}xx"}, counted.traffic.answers[digit]) for digit in range(1, 6)]
     yield Family("agent_server_http_responses_total", "counter", "Responses, by class of status.", answers)
     yield _one("agent_server_open_streams", "gauge", "Event streams and WebSockets that are open.", counted.traffic.streams)
