@@ -22,6 +22,7 @@ from agent_server.datadir import DataDirectory
 from agent_server.deliveries import DeliveryIndex
 from agent_server.environment import Environment
 from agent_server.events.log import EventLog
+from agent_server.facade import agenthub, forward, hypeman, in10nt
 from agent_server.files import Files
 from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
@@ -76,6 +77,8 @@ def endpoints() -> list[Endpoint | Socket | Raw]:
     found: list[Endpoint | Socket | Raw] = []
     for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda m: m.name):
         found += importlib.import_module(f"{routes.__name__}.{module.name}").ROUTES
+    for module in (in10nt, agenthub, hypeman, forward):  # the last takes what the others leave
+        found += module.ROUTES
     return [*found, openapi.endpoint(found)]
 
 
@@ -88,8 +91,9 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
     # Endpoints answer for their own errors; what is left is the router's: no such method.
     routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
     server = app.state.server = _wire(settings, data, secrets, token_digest)
+    app.state.dispatch = Dispatch(offered, routed)
     app.middleware_stack = Guard(
-        Dispatch(offered, routed),
+        app.state.dispatch,
         settings=settings,
         digest=token_digest,
         traffic=server.metrics.traffic,

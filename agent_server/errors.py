@@ -12,6 +12,7 @@
     ├── TooManyRequests               429 TOO_MANY_REQUESTS, with Retry-After
     ├── UpstreamError (ConnectionError) 502 UPSTREAM_ERROR
     ├── Draining                      503 DRAINING, with Retry-After
+    ├── ControlPlaneOnly              501 CONTROL_PLANE_ONLY
     ├── TaskTimeout (TimeoutError)    504 TASK_TIMEOUT
     └── gateway.ModelError            502 MODEL_ERROR
 
@@ -101,6 +102,11 @@ class Draining(AgentServerError):
     code = "DRAINING"
     status = 503
     retry_after: float | None = 5.0
+
+
+class ControlPlaneOnly(AgentServerError, NotImplementedError):
+    code = "CONTROL_PLANE_ONLY"
+    status = 501
 
 
 class TaskTimeout(AgentServerError, TimeoutError):

@@ -15,3 +15,11 @@ def new_id(prefix: str) -> str:
     """
     number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
     return prefix + "_" + "".join([_PAIRS[number >> shift & 1023] for shift in _SHIFTS])
+
+
+def time_of(identifier: str) -> int:
+    """Gives when an id was made, in Unix milliseconds."""
+    number = 0
+    for character in identifier.rpartition("_")[2][:10]:
+        number = number << 5 | _ALPHABET.index(character)
+    return number

@@ -1,6 +1,6 @@
 """Event streams: Server-Sent Events that resume by id."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.requests import Request
@@ -31,10 +31,10 @@ def resume_from(request: Request, after: int | None) -> int | None:
     return int(header)
 
 
-def stream(events: AsyncIterator[Event]) -> Response:
-    """Gives a response that sends the events as they come. The iterator ends it."""
+def stream(events: AsyncIterator[Event], encode: Callable[[Event], bytes] = wire.sse) -> Response:
+    """Gives a response that sends the events as they come, each as `encode` gives it. The iterator ends it."""
     own_the_drain()
-    return EventSourceResponse(_encode(events), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+    return EventSourceResponse(_encode(events, encode), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
 
 
 def own_the_drain() -> None:
@@ -42,7 +42,7 @@ def own_the_drain() -> None:
     AppStatus.enable_automatic_graceful_drain = False
 
 
-async def _encode(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _encode(events: AsyncIterator[Event], encode: Callable[[Event], bytes]) -> AsyncIterator[bytes]:
     yield RETRY
     async for event in events:
-        yield wire.sse(event)
+        yield encode(event)

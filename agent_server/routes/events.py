@@ -1,6 +1,6 @@
 """GET /events and GET /logs: everything that happens, as a stream or as lines."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
@@ -52,17 +52,22 @@ async def events(request: Request, query: ResumeQuery) -> Response:
 
 
 async def logs(request: Request, query: LogQuery) -> Response:
+    return await show_logs(request, query)
+
+
+async def show_logs(request: Request, query: LogQuery, encode: Callable[[Event], bytes] = wire.sse) -> Response:
+    """Answers with lines, or with a stream in which each event is as `encode` gives it."""
     log = server_of(request).log
     wanted = _Wanted(query)
     is_stream = query.follow or "text/event-stream" in request.headers.get("accept", "")
     after = resume_from(request, query.after)
     if is_stream and after is not None:
-        return stream(wanted.only(log.follow(after=after)))
+        return stream(wanted.only(log.follow(after=after)), encode)
     await log.flush()
     end = log.newest
     history = await tail(log, lambda event: event.seq <= end and wanted(event), query.tail if query.tail is not None else query.lines)
     if is_stream:
-        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None))
+        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None), encode)
     return reply(request, {"logs": [_line(event) for event in history]})
 
 

@@ -1,6 +1,5 @@
 """Who this instance is and how it is: GET /, /health, /status; and POST /login for browsers."""
 
-import os
 import resource
 from typing import Annotated, Literal
 
@@ -9,7 +8,7 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import __version__
+from agent_server import __version__, machine
 from agent_server.datadir import matches
 from agent_server.errors import Unauthorized
 from agent_server.guard import COOKIE, COOKIE_SECONDS, login_cookie
@@ -135,28 +134,8 @@ def _environment(server: Server) -> dict[str, str]:
 
 def _resources(uptime: float) -> Resources:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    received, sent = _network()
-    return Resources(round((used.ru_utime + used.ru_stime) / max(uptime, 0.001) * 100, 1), _resident() / 1e6, received, sent)
-
-
-def _resident() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _network() -> tuple[int, int]:
-    """Bytes received and sent by this machine, loopback apart. Source: proc(5), /proc/net/dev."""
-    received = sent = 0
-    try:
-        with open("/proc/net/dev") as file:
-            for line in file.readlines()[2:]:
-                name, _, figures = line.partition(":")
-                if name.strip() != "lo":
-                    counted = figures.split()
-                    received, sent = received + int(counted[0]), sent + int(counted[8])
-    except OSError:  # a sandbox without it
-        pass
-    return received, sent
+    received, sent = machine.network()
+    return Resources(round((used.ru_utime + used.ru_stime) / max(uptime, 0.001) * 100, 1), machine.resident() / 1e6, received, sent)
 
 
 async def login(request: Request, body: LoginRequest) -> Response:
