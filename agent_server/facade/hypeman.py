@@ -16,6 +16,7 @@ from agent_server.facade import control_plane_only, server_named
 from agent_server.facade.instance import STATES, Instance, describe
 from agent_server.http import Endpoint, reply
 from agent_server.routes.events import LogQuery, LogReply, show_logs
+from agent_server.routes.snapshots import SnapshotName, SnapshotReply, show_snapshot
 from agent_server.routes.tasks import EVENTS
 
 SOURCES = frozenset({"app", "vmm", "hypeman"})
@@ -52,6 +53,17 @@ class UpdateRequest(msgspec.Struct, frozen=True):
 class StartRequest(msgspec.Struct, frozen=True):
     cmd: list[str] = []
     entrypoint: list[str] = []
+
+
+class SnapshotRequest(msgspec.Struct, frozen=True):
+    """`kind` and `tags` are the host's: what is kept here is files and conversations, whatever runs."""
+
+    kind: Literal["Standby", "Stopped"] = "Stopped"
+    name: SnapshotName | None = None
+
+
+class RestoreRequest(msgspec.Struct, frozen=True):
+    target_state: Literal["Running", "Standby", "Stopped"] | None = None
 
 
 class WaitQuery(msgspec.Struct, frozen=True):
@@ -127,6 +139,24 @@ async def update(request: Request, body: UpdateRequest) -> Response:
     return reply(request, describe(request))
 
 
+async def create_snapshot(request: Request, body: SnapshotRequest) -> Response:
+    server = server_named(request, request.path_params["id"])
+    return reply(request, show_snapshot(server, await server.snapshots.create(body.name)), 201)
+
+
+async def snapshots(request: Request) -> Response:
+    server = server_named(request, request.path_params["id"])
+    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
+
+
+async def restore_snapshot(request: Request, body: RestoreRequest) -> Response:
+    server = server_named(request, request.path_params["id"])
+    await server.restores.restore(request.path_params["snapshot"])
+    if body.target_state in ("Standby", "Stopped"):
+        await server.lifecycle.stop("standby" if body.target_state == "Standby" else "stopped")
+    return reply(request, describe(request))
+
+
 async def wait(request: Request, query: WaitQuery) -> Response:
     lifecycle = server_named(request, request.path_params["id"]).lifecycle
     seconds = min(_seconds(query.timeout), WAIT_LONGEST)
@@ -174,6 +204,25 @@ ROUTES = (
     _change("/instances/{id}/standby", standby, "Refuse tasks, and hold those there are, until restore"),
     _change("/instances/{id}/start", start, "Take tasks again", StartRequest),
     _change("/instances/{id}/restore", restore, "Take tasks again"),
+    Endpoint(
+        "POST",
+        "/instances/{id}/snapshots",
+        create_snapshot,
+        "Keep the workspace, the conversations and the configuration as they are",
+        body=SnapshotRequest,
+        replies={201: SnapshotReply},
+        errors=(404, 409, 422),
+    ),
+    Endpoint("GET", "/instances/{id}/snapshots", snapshots, "List the snapshots, newest first", replies={200: list[SnapshotReply]}, errors=(404,)),
+    Endpoint(
+        "POST",
+        "/instances/{id}/snapshots/{snapshot}/restore",
+        restore_snapshot,
+        "Put workspace and conversations back to what they were",
+        body=RestoreRequest,
+        replies={200: Instance},
+        errors=(404, 409, 422),
+    ),
     Endpoint("POST", "/instances/{id}/fork", control_plane_only, "Only a control plane makes instances", errors=(501,)),
     Endpoint("POST", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(501,)),
     Endpoint("DELETE", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(501,)),

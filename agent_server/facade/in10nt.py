@@ -10,6 +10,8 @@ from agent_server.facade import control_plane_only, server_named
 from agent_server.facade.hypeman import State
 from agent_server.facade.instance import Instance, describe
 from agent_server.http import Endpoint, reply
+from agent_server.routes.snapshots import SnapshotReply, show_snapshot
+from agent_server.server import server_of
 
 
 class InstancesQuery(msgspec.Struct, frozen=True):
@@ -39,7 +41,26 @@ async def restart(request: Request) -> Response:
     return reply(request, Restarting(server.data.identity.instance_id, "restarting"), 202)
 
 
+async def saved_templates(request: Request) -> Response:
+    server = server_of(request)
+    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
+
+
+async def delete_saved_template(request: Request) -> Response:
+    server = server_of(request)
+    return reply(request, show_snapshot(server, await server.snapshots.delete(request.path_params["name"])))
+
+
 ROUTES = (
+    Endpoint("GET", "/saved-templates", saved_templates, "The snapshots of this instance, newest first", replies={200: list[SnapshotReply]}),
+    Endpoint(
+        "DELETE",
+        "/saved-templates/{name}",
+        delete_saved_template,
+        "Delete a snapshot, by its name or id",
+        replies={200: SnapshotReply},
+        errors=(404, 409),
+    ),
     Endpoint("GET", "/instances", instances, "The one instance, as a list", query=InstancesQuery, replies={200: list[Instance]}),
     Endpoint("POST", "/instances", control_plane_only, "Only a control plane makes instances", errors=(501,)),
     Endpoint("GET", "/instances/{id}", instance, "Show the instance", replies={200: Instance}, errors=(404,)),
