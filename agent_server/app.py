@@ -77,8 +77,8 @@ def endpoints() -> list[Endpoint | Socket | Raw]:
     found: list[Endpoint | Socket | Raw] = []
     for module in sorted(pkgutil.iter_modules(routes.__path__), key=lambda m: m.name):
         found += importlib.import_module(f"{routes.__name__}.{module.name}").ROUTES
-    for module in (in10nt, agenthub, hypeman, forward):  # the last takes what the others leave
-        found += module.ROUTES
+    for facade in (in10nt.ROUTES, agenthub.ROUTES, hypeman.ROUTES, forward.ROUTES):  # the last takes what the others leave
+        found += facade
     return [*found, openapi.endpoint(found)]
 
 

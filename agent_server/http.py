@@ -39,7 +39,7 @@ class Endpoint(msgspec.Struct, frozen=True):
     summary: str
     body: type[msgspec.Struct] | type[list[Any]] | None = None
     query: type[msgspec.Struct] | None = None
-    replies: Mapping[int, type[msgspec.Struct] | str | tuple[type[msgspec.Struct], str]] = msgspec.field(default_factory=dict)
+    replies: Mapping[int, Any] = msgspec.field(default_factory=dict)
     errors: Sequence[int] = ()
     is_public: bool = False
     streamed: str | None = None

@@ -10,6 +10,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -59,6 +60,7 @@ def _serve(settings: Settings) -> int:
     to_stderr(settings, secrets)
     port = listener.getsockname()[1]
     app = create_app(msgspec.structs.replace(settings, port=port), data, secrets, digest)  # PORT=0 leaves it to the kernel
+    came_from = Path.cwd()
     os.chdir(settings.workspace)  # where most commands run: see spawn.py
     if token is not None:
         _show(token, port)
@@ -81,8 +83,12 @@ def _serve(settings: Settings) -> int:
     # Cut off on purpose, as the proxied answer was; what fails by itself has been told by the route.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
     gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
-    _Uvicorn(config, app, partial(_greet, settings, port)).run(sockets=[listener])
+    uvicorn_server = _Uvicorn(config, app, partial(_greet, settings, port))
+    uvicorn_server.run(sockets=[listener])
     data.close()
+    if uvicorn_server.is_restarting:
+        os.chdir(came_from)  # the command may name us by a relative path
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # ourselves, as we were started
     return 0
 
 
@@ -133,7 +139,9 @@ class _Uvicorn(uvicorn.Server):
         self._app = app
         self._greet = greet
         self._server: Server = app.state.server
+        self._server.restart = self._restart
         self._drain: asyncio.Task[None] | None = None
+        self.is_restarting = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         with self._signals():
@@ -157,6 +165,11 @@ class _Uvicorn(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _restart(self) -> None:
+        if self._drain is None:
+            self.is_restarting = True
+            self._stop()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._stop)

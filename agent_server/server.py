@@ -1,6 +1,8 @@
 """The parts of a running server, as its routes see them."""
 
+import resource
 import time
+from collections.abc import Callable
 
 import msgspec
 from starlette.requests import HTTPConnection
@@ -59,7 +61,9 @@ class Server(msgspec.Struct):
     activity: Activity
     snapshots: Snapshots
     restores: Restores
+    restart: Callable[[], None] = lambda: None  # the process's own: it drains, and becomes itself again
     began: float = msgspec.field(default_factory=time.monotonic)
+    began_at: float = msgspec.field(default_factory=time.time)
 
     @property
     def is_draining(self) -> bool:
@@ -70,6 +74,12 @@ class Server(msgspec.Struct):
     def uptime(self) -> float:
         """Seconds since the start."""
         return time.monotonic() - self.began
+
+    @property
+    def cpu_percent(self) -> float:
+        """Processor time of the server itself, in percent of one core, averaged since the start."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return round((used.ru_utime + used.ru_stime) / max(self.uptime, 0.001) * 100, 1)
 
     async def ready(self) -> None:
         """Returns when commands may run: until then each is taken for one of the server before, and a change for one of nobody."""

@@ -54,6 +54,10 @@ class ServerProcess:
         with self._log.open("ab") as log:
             begin = log.tell()
             self.process = subprocess.Popen(self.argv, env={**self.environ, **environ}, stderr=log, cwd=self.workspace)
+        return self._await(begin)
+
+    def _await(self, begin: int) -> "ServerProcess":
+        assert self.process is not None
         until = time.monotonic() + START_SECONDS
         while time.monotonic() < until and self.process.poll() is None:
             if found := re.search(rb" on http://[^ ]+:(\d+),", self._log.read_bytes()[begin:]):
@@ -78,6 +82,10 @@ class ServerProcess:
         self.started.clear()
         self.process.kill()
         self.process.wait(30)
+
+    def await_restart(self) -> None:
+        """Returns when it answers again, after it has started itself anew."""
+        self._await(self._log.stat().st_size)
 
     @property
     def is_running(self) -> bool:

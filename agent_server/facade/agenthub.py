@@ -1,5 +1,7 @@
 """AgentHub's shapes: lists by organization, the deployment's status, changes of name and environment, stdin."""
 
+import asyncio
+import contextlib
 import time
 from typing import Annotated, Any, Literal
 
@@ -9,11 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_server import machine
-from agent_server.errors import ControlPlaneOnly, InstanceNotRunning
+from agent_server.errors import Conflict, ControlPlaneOnly, InstanceNotRunning
 from agent_server.facade import server_named
 from agent_server.facade.instance import Instance, describe
 from agent_server.http import Endpoint, reply
 from agent_server.ids import time_of
+from agent_server.process import Process
 from agent_server.wire import timestamp
 
 QUIET = 0.3
@@ -107,7 +110,7 @@ async def update(request: Request, body: UpdateRequest) -> Response:
         raise ControlPlaneOnly("config and resources are the control plane's; here only name and env_vars can be changed.")
     await server.environment.change(body.env_vars)
     if body.name is not None:
-        await server.rename(body.name)
+        await asyncio.to_thread(server.data.adopt, None, body.name)
     return reply(request, describe(request))
 
 
@@ -115,16 +118,42 @@ async def stdin(request: Request, body: StdinRequest) -> Response:
     server = server_named(request, request.path_params["id"])
     if server.lifecycle.status != "running":
         raise InstanceNotRunning(f"The instance is {server.lifecycle.status}; start it.", server.lifecycle.status)
-    output = await server.processes.converse(body.input, quiet=QUIET, longest=LONGEST_ANSWER)
-    return Response(output, media_type="text/plain")
+    process = server.processes.newest_reading_stdin()
+    if process is None:
+        raise Conflict("No process reads input now; start one with POST /execute and `background`.")
+    place = process.execution.total
+    process.write(body.input.encode())
+    await _answer(process)
+    kept = process.execution.since(max(place, process.execution.floor))
+    return Response(kept.decode("utf-8", "replace"), media_type="text/plain")
+
+
+async def _answer(process: Process) -> None:
+    """Waits for what a process prints, until it is quiet for QUIET or has ended, LONGEST_ANSWER at the most."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LONGEST_ANSWER):
+            await process.execution.more()
+            while not process.execution.is_done:
+                async with asyncio.timeout(QUIET):
+                    await process.execution.more()
 
 
 ROUTES = (
     Endpoint(
-        "GET", "/instances/by_org_id/{org}", by_organization, "The one instance, as a page of a list", query=ListQuery, replies={200: InstancePage}
+        "GET",
+        "/instances/by_org_id/{org}",
+        by_organization,
+        "The one instance, as a page of a list",
+        query=ListQuery,
+        replies={200: InstancePage},
     ),
     Endpoint(
-        "GET", "/instances/status/{org}/{id}", status, "How the instance is deployed and does", replies={200: DeploymentStatus}, errors=(404,)
+        "GET",
+        "/instances/status/{org}/{id}",
+        status,
+        "How the instance is deployed and does",
+        replies={200: DeploymentStatus},
+        errors=(404,),
     ),
     Endpoint(
         "PUT",

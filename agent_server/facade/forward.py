@@ -38,5 +38,9 @@ def _split(raw: bytes) -> tuple[str, bytes]:
 
 
 ROUTES = (
-    Raw("/instances/{id}/{route:path}", forward, "Any route of this document, under the instance's id or name; logs and exec also below an organization"),
+    Raw(
+        "/instances/{id}/{route:path}",
+        forward,
+        "Any route of this document, under the instance's id or name; logs and exec also below an organization",
+    ),
 )

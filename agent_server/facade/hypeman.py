@@ -213,7 +213,9 @@ ROUTES = (
         replies={201: SnapshotReply},
         errors=(404, 409, 422),
     ),
-    Endpoint("GET", "/instances/{id}/snapshots", snapshots, "List the snapshots, newest first", replies={200: list[SnapshotReply]}, errors=(404,)),
+    Endpoint(
+        "GET", "/instances/{id}/snapshots", snapshots, "List the snapshots, newest first", replies={200: list[SnapshotReply]}, errors=(404,)
+    ),
     Endpoint(
         "POST",
         "/instances/{id}/snapshots/{snapshot}/restore",

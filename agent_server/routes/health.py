@@ -1,6 +1,5 @@
 """Who this instance is and how it is: GET /, /health, /status; and POST /login for browsers."""
 
-import resource
 from typing import Annotated, Literal
 
 import msgspec
@@ -119,7 +118,7 @@ async def status(request: Request) -> Response:
             integrations=[state.name for state in server.connections.states() if state.is_enabled],
             limits=Limits(settings.max_concurrent_tasks, settings.max_body, settings.max_log),
             restart_count=server.data.identity.starts - 1,
-            resources=_resources(server.uptime),
+            resources=Resources(server.cpu_percent, machine.resident() / 1e6, *machine.network()),
             environment=_environment(server),
         ),
     )
@@ -130,12 +129,6 @@ def _environment(server: Server) -> dict[str, str]:
     own = {name: MASK if is_credential(name) else value for name, value in server.settings.environ.items()}
     given = dict.fromkeys((*server.environment.variables, *server.connections.environ()), MASK)
     return dict(sorted((own | given).items()))
-
-
-def _resources(uptime: float) -> Resources:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    received, sent = machine.network()
-    return Resources(round((used.ru_utime + used.ru_stime) / max(uptime, 0.001) * 100, 1), machine.resident() / 1e6, received, sent)
 
 
 async def login(request: Request, body: LoginRequest) -> Response:

@@ -60,7 +60,7 @@ def test_exec_gives_the_output_as_text(server: ServerProcess) -> None:
 def test_stdin_goes_to_the_newest_process_that_reads_it(server: ServerProcess) -> None:
     nobody = server.post("/instances/org-1/inst_mine/stdin", {"input": "hello\n"})
     assert (nobody.status_code, nobody.json()["error"]["code"]) == (409, "CONFLICT")
-    started = server.post("/execute", {"command": "while read -r line; do echo \"heard $line\"; done", "background": True})
+    started = server.post("/execute", {"command": 'while read -r line; do echo "heard $line"; done', "background": True})
     assert started.status_code == 202
     answer = server.post("/instances/org-1/inst_mine/stdin", {"input": "hello\n"})
     assert (answer.status_code, answer.text) == (200, "heard hello\n")

@@ -10,7 +10,9 @@ from tests.serving import ServerProcess, serving
 
 @pytest.fixture(scope="module")
 def server(model: OpenAIEmulator) -> Iterator[ServerProcess]:
-    with serving(AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model", INSTANCE_ID="inst_abc123", INSTANCE_NAME="my-agent") as it:
+    with serving(
+        AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model", INSTANCE_ID="inst_abc123", INSTANCE_NAME="my-agent"
+    ) as it:
         yield it
 
 
