@@ -17,8 +17,8 @@ def cpu_seconds() -> float:
         if line.startswith("usage_usec "):
             return int(line.split()[1]) / 1e6
     first = next(iter(_lines(Path("/proc/stat"))), "cpu")
-    user, nice, system, _, _, interrupts, soft, *_ = (int(part) for part in (*first.split()[1:], *[0] * 8))
-    return (user + nice + system + interrupts + soft) / os.sysconf("SC_CLK_TCK")
+    figures = [int(part) for part in first.split()[1:8]] + [0] * 7
+    return (sum(figures[:3]) + sum(figures[5:7])) / float(os.sysconf("SC_CLK_TCK"))  # without idle and waiting for disks
 
 
 def memory() -> tuple[int, int]:

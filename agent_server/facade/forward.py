@@ -41,6 +41,6 @@ ROUTES = (
     Raw(
         "/instances/{id}/{route:path}",
         forward,
-        "Any route of this document, under the instance's id or name; logs and exec also below an organization",
+        "Any route of this document, under the instance's id or name",
     ),
 )

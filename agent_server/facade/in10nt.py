@@ -52,9 +52,7 @@ async def delete_saved_template(request: Request) -> Response:
 
 
 ROUTES = (
-    Endpoint(
-        "GET", "/saved-templates", saved_templates, "The snapshots of this instance, newest first", replies={200: list[SnapshotReply]}
-    ),
+    Endpoint("GET", "/saved-templates", saved_templates, "The snapshots, newest first", replies={200: list[SnapshotReply]}),
     Endpoint(
         "DELETE",
         "/saved-templates/{name}",

@@ -30,9 +30,11 @@ def instance_id(server: ServerProcess) -> str:
 def test_list_and_get_show_the_one_instance(client: Hypeman, instance_id: str) -> None:
     (listed,) = client.instances.list()
     assert (listed.id, listed.name, listed.state) == (instance_id, "my-agent", "Running")
-    assert listed.vcpus and listed.image.startswith("agent-server:")
+    assert listed.vcpus
+    assert listed.image.startswith("agent-server:")
     assert listed.created_at.timestamp() <= time.time()
-    assert listed.env is not None and listed.env["PLAIN"] == "shown"
+    assert listed.env is not None
+    assert listed.env["PLAIN"] == "shown"
     assert TOKEN not in str(listed.env)
     for name in (instance_id, "my-agent"):
         assert client.instances.get(name).id == instance_id
@@ -97,7 +99,8 @@ def test_a_stopped_instance_refuses_tasks_until_it_is_started(
 
 def test_update_changes_the_environment_of_commands(client: Hypeman, server: ServerProcess, instance_id: str) -> None:
     updated = client.instances.update(instance_id, env={"CHANGED_BY": "hypeman", "SOME_TOKEN": "value-of-a-token"})
-    assert updated.env is not None and updated.env["CHANGED_BY"] == "hypeman"
+    assert updated.env is not None
+    assert updated.env["CHANGED_BY"] == "hypeman"
     assert "value-of-a-token" not in str(updated.env)
     assert server.execute("echo $CHANGED_BY")["stdout"] == "hypeman\n"
 
