@@ -1,10 +1,13 @@
 """AgentHub's routes, in the shapes its reference documents."""
 
+import json
+import subprocess
 from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
 
+from tests.nodejs import FOLDER, NODE
 from tests.serving import TOKEN, ServerProcess, serving
 
 
@@ -110,3 +113,20 @@ def test_it_all_needs_the_token(server: ServerProcess) -> None:
     for path in ("/instances", "/instances/inst_mine/health", "/instances/by_org_id/o", "/instances/inst_mine/files?path=x"):
         with server.client(Authorization="Bearer wrong") as client:
             assert client.get(path).status_code == 401
+
+
+def test_the_documented_javascript_works(server: ServerProcess) -> None:
+    script = [NODE, str(FOLDER / "agenthub.mjs"), server.url, TOKEN, "org-1", "inst_mine"]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, text=True) as client:
+        assert client.stdout is not None
+        said = []
+        for line in client.stdout:
+            said.append(json.loads(line))
+            if said[-1]["step"] == "open":
+                server.execute("echo the last line")
+        assert client.wait(20) == 0
+    steps = {one["step"]: one["value"] for one in said}
+    assert steps["list"]["data"][0]["id"] == "inst_mine"
+    assert steps["exec"].startswith("Python 3.")
+    assert steps["log"].startswith("[INFO] ")
+    assert "the last line" in steps["log"]
