@@ -56,6 +56,11 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
         *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
         *("/snapshot", "/snapshots", "/snapshots/{snapshot}", "/snapshots/{snapshot}/archive", "/snapshots/{snapshot}/restore"),
+        *("/instances", "/instances/{id}", "/instances/{id}/restart", "/instances/by_org_id/{org}", "/instances/status/{org}/{id}"),
+        *("/instances/{org}/{id}/stdin", "/instances/{id}/fork", "/instances/{id}/volumes/{volume}", "/instances/{id}/{route}"),
+        *(f"/instances/{{id}}/{each}" for each in ("stats", "logs", "wait", "stop", "standby", "start", "restore", "snapshots")),
+        *("/instances/{id}/snapshots/{snapshot}/restore", "/saved-templates", "/saved-templates/{name}"),
+        *("/container-templates", "/container-templates/{id}", "/container-templates/{id}/status"),
         *("/lifecycle/quiesce", "/lifecycle/resume", "/lifecycle/stop", "/lifecycle/start", "/activity"),
     }
     for _, _, operation in ALL:

@@ -10,35 +10,39 @@ from starlette.responses import FileResponse, Response
 
 from agent_server.errors import AgentServerError
 from agent_server.http import Endpoint, reply
-from agent_server.server import server_of
+from agent_server.server import Server, server_of
 from agent_server.snapshots import Snapshot
 from agent_server.wire import timestamp
 
 ARCHIVE = "application/gzip"
 
 
+SnapshotName = Annotated[
+    str,
+    Meta(
+        pattern=r"^(?!snap_)[^/\x00-\x1f\x7f]{1,128}$(?!\n)",
+        description="unique, and not beginning with snap_; the id where none is given",
+    ),
+]
+
+
 class SnapshotRequest(msgspec.Struct, frozen=True):
-    name: (
-        Annotated[
-            str,
-            Meta(
-                pattern=r"^(?!snap_)[^/\x00-\x1f\x7f]{1,128}$(?!\n)",
-                description="unique, and not beginning with snap_; the id where none is given",
-            ),
-        ]
-        | None
-    ) = None
+    name: SnapshotName | None = None
 
 
-class SnapshotReply(msgspec.Struct, frozen=True, rename="camel"):
-    snapshot_id: str
+class SnapshotReply(msgspec.Struct, frozen=True):
+    """Our own fields are in camel case; those in snake case are Hypeman's, whose clients ask for the same paths."""
+
+    snapshot_id: str = msgspec.field(name="snapshotId")
     name: str
     size: Annotated[int, Meta(description="bytes of the archive")]
+    created: str = msgspec.field(name="createdAt")
+    id: str
     created_at: str
-
-
-class SnapshotList(msgspec.Struct, frozen=True):
-    snapshots: list[SnapshotReply]
+    kind: Annotated[str, Meta(description="Stopped: it holds files and conversations, no memory")]
+    size_bytes: int
+    source_instance_id: str
+    source_instance_name: str
 
 
 class RestoreReply(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,15 +59,18 @@ class NoSuchRange(AgentServerError):
 
 
 async def create(request: Request, body: SnapshotRequest) -> Response:
-    return reply(request, _shown(await server_of(request).snapshots.create(body.name)), 201)
+    server = server_of(request)
+    return reply(request, show_snapshot(server, await server.snapshots.create(body.name)), 201)
 
 
 async def snapshots(request: Request) -> Response:
-    return reply(request, SnapshotList([_shown(snapshot) for snapshot in await server_of(request).snapshots.all()]))
+    server = server_of(request)
+    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
 
 
 async def delete(request: Request) -> Response:
-    return reply(request, _shown(await server_of(request).snapshots.delete(request.path_params["snapshot"])))
+    server = server_of(request)
+    return reply(request, show_snapshot(server, await server.snapshots.delete(request.path_params["snapshot"])))
 
 
 async def restore(request: Request) -> Response:
@@ -78,11 +85,29 @@ async def download(request: Request) -> Response:
 
 
 async def upload(request: Request) -> Response:
-    return reply(request, _shown(await server_of(request).snapshots.receive(request.path_params["snapshot"], request.stream())), 201)
+    return reply(
+        request,
+        show_snapshot(server_of(request), await server_of(request).snapshots.receive(request.path_params["snapshot"], request.stream())),
+        201,
+    )
 
 
-def _shown(snapshot: Snapshot) -> SnapshotReply:
-    return SnapshotReply(snapshot.snapshot_id, snapshot.name, snapshot.size, timestamp(snapshot.created_at))
+def show_snapshot(server: Server, snapshot: Snapshot) -> SnapshotReply:
+    """Gives a snapshot as clients see it."""
+    identity = server.data.identity
+    created = timestamp(snapshot.created_at)
+    return SnapshotReply(
+        snapshot_id=snapshot.snapshot_id,
+        name=snapshot.name,
+        size=snapshot.size,
+        created=created,
+        id=snapshot.snapshot_id,
+        created_at=created,
+        kind="Stopped",
+        size_bytes=snapshot.size,
+        source_instance_id=identity.instance_id,
+        source_instance_name=identity.instance_name or identity.instance_id,
+    )
 
 
 def _settle_range(request: Request, size: int) -> None:
@@ -110,7 +135,7 @@ ROUTES = (
         replies={201: SnapshotReply},
         errors=(409, 422),
     ),
-    Endpoint("GET", "/snapshots", snapshots, "List the snapshots, newest first", replies={200: SnapshotList}),
+    Endpoint("GET", "/snapshots", snapshots, "List the snapshots, newest first", replies={200: list[SnapshotReply]}),
     Endpoint(
         "DELETE", "/snapshots/{snapshot}", delete, "Delete a snapshot, by its id or name", replies={200: SnapshotReply}, errors=(404, 409)
     ),

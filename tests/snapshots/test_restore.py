@@ -314,7 +314,7 @@ def test_what_a_restore_left_in_the_workspace_is_removed(lasting: ServerProcess,
 
 def test_kills_while_a_snapshot_is_made_leave_none_or_a_whole_one(lasting: ServerProcess, model: OpenAIEmulator) -> None:
     folder = lasting.data / "snapshots"
-    known = {each["name"] for each in lasting.get("/snapshots").json()["snapshots"]}
+    known = {each["name"] for each in lasting.get("/snapshots").json()}
     chance = random.Random(SEED)
     for number in range(KILLS):
         making = asked(lasting, "/snapshot")
@@ -325,7 +325,7 @@ def test_kills_while_a_snapshot_is_made_leave_none_or_a_whole_one(lasting: Serve
         lasting.kill()
         making.join()
         lasting.start()
-        listed = lasting.get("/snapshots").json()["snapshots"]
+        listed = lasting.get("/snapshots").json()
         kept = sorted(path.name for path in folder.iterdir())
         assert kept == sorted(f"{each['snapshotId']}{ending}" for each in listed for ending in (".json", ".tar.gz"))
         for each in listed:

@@ -38,7 +38,7 @@ def server(shared: ServerProcess) -> Iterator[ServerProcess]:
     yield shared
     if shared.is_running:
         subprocess.run(["find", shared.workspace, "-mindepth", "1", "-delete"], check=True)
-        for each in shared.get("/snapshots").json()["snapshots"]:
+        for each in shared.get("/snapshots").json():
             delete(shared, each["snapshotId"])
 
 
@@ -131,7 +131,7 @@ def test_a_name_is_given_once(server: ServerProcess) -> None:
     response = server.post("/snapshot", {"name": "one"})
     assert (response.status_code, response.json()["error"]["code"]) == (409, "CONFLICT")
     assert put(server, "one", fetch(server, "one")).json()["error"]["code"] == "CONFLICT"
-    assert len(server.get("/snapshots").json()["snapshots"]) == 1
+    assert len(server.get("/snapshots").json()) == 1
 
 
 @pytest.mark.parametrize(("method", "path"), [("DELETE", ""), ("GET", "/archive"), ("POST", "/restore")])
@@ -146,7 +146,7 @@ def test_snapshots_outlive_a_restart(server: ServerProcess) -> None:
     kept = create(server, "kept")
     server.stop()
     server.start()
-    assert server.get("/snapshots").json()["snapshots"] == [kept]
+    assert server.get("/snapshots").json() == [kept]
     (server.workspace / "a.txt").unlink()
     restore(server, "kept")
     assert (server.workspace / "a.txt").read_text() == "a\n"
@@ -201,7 +201,7 @@ def test_no_secret_is_in_a_snapshot(server: ServerProcess, model: OpenAIEmulator
     server.finish(task_id)
     server.execute("echo $MY_TOKEN", env={"MY_TOKEN": canaries[4]})
     create(server, canaries[2])
-    name = server.get("/snapshots").json()["snapshots"][0]["snapshotId"]
+    name = server.get("/snapshots").json()[0]["snapshotId"]
     plain = gzip.decompress(fetch(server, name))
     assert b"REDACTED" in plain
     stored = b"".join(path.read_bytes() for path in (server.data / "snapshots").iterdir() if path.suffix == ".json")
