@@ -31,10 +31,10 @@ def resume_from(request: Request, after: int | None) -> int | None:
     return int(header)
 
 
-def stream(events: AsyncIterator[Event], encode: Callable[[Event], bytes] = wire.sse) -> Response:
+def stream(events: AsyncIterator[Event], encode: Callable[[Event], bytes] = wire.sse, retry: bytes = RETRY) -> Response:
     """Gives a response that sends the events as they come, each as `encode` gives it. The iterator ends it."""
     own_the_drain()
-    return EventSourceResponse(_encode(events, encode), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+    return EventSourceResponse(_encode(events, encode, retry), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
 
 
 def own_the_drain() -> None:
@@ -42,7 +42,8 @@ def own_the_drain() -> None:
     AppStatus.enable_automatic_graceful_drain = False
 
 
-async def _encode(events: AsyncIterator[Event], encode: Callable[[Event], bytes]) -> AsyncIterator[bytes]:
-    yield RETRY
+async def _encode(events: AsyncIterator[Event], encode: Callable[[Event], bytes], retry: bytes) -> AsyncIterator[bytes]:
+    if retry:
+        yield retry
     async for event in events:
         yield encode(event)

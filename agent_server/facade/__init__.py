@@ -26,5 +26,10 @@ def is_this(server: Server, name: str) -> bool:
 
 
 async def control_plane_only(request: Request) -> Response:
-    """Answers what is beyond one instance."""
+    """Answers what is beyond one instance.
+
+    Errors: ControlPlaneOnly; NotFound when it is asked for another instance.
+    """
+    if "id" in request.path_params:
+        server_named(request, request.path_params["id"])
     raise ControlPlaneOnly(f"{request.method} {request.url.path} is the control plane's: it makes, places and removes instances; ask it.")

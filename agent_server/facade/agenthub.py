@@ -26,7 +26,7 @@ LONGEST_ANSWER = 5.0
 """Seconds that the answer to an input is waited for at the most."""
 
 
-class ListQuery(msgspec.Struct, frozen=True):
+class OrganizationQuery(msgspec.Struct, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=100)] = 50
     cursor: str | None = None
     status: Literal["running", "standby", "stopped", "error", "all"] = "all"
@@ -51,7 +51,7 @@ class HealthChecks(msgspec.Struct, frozen=True):
     response_time_ms: int
 
 
-class Usage(msgspec.Struct, frozen=True):
+class ResourceUsage(msgspec.Struct, frozen=True):
     cpu_percent: float
     memory_mb: float
     network_rx_bytes: int
@@ -64,21 +64,21 @@ class DeploymentStatus(msgspec.Struct, frozen=True):
     replicas: int
     restart_count: int
     health_checks: HealthChecks
-    resource_usage: Usage
+    resource_usage: ResourceUsage
 
 
-class UpdateRequest(msgspec.Struct, frozen=True):
+class AgentHubUpdate(msgspec.Struct, frozen=True):
     name: Annotated[str, Meta(min_length=1, max_length=200)] | None = None
     env_vars: dict[str, str] = {}
     config: dict[str, Any] = {}
     resources: dict[str, Any] = {}
 
 
-class StdinRequest(msgspec.Struct, frozen=True):
+class AgentHubInput(msgspec.Struct, frozen=True):
     input: str
 
 
-async def by_organization(request: Request, query: ListQuery) -> Response:
+async def by_organization(request: Request, query: OrganizationQuery) -> Response:
     instance = describe(request)
     is_asked = query.status in ("all", instance.status) and query.agent_id is None and query.user_id is None and not query.cursor
     return reply(request, InstancePage([instance] if is_asked else [], Pagination(query.limit, has_more=False, next_cursor=None)))
@@ -99,12 +99,12 @@ async def status(request: Request) -> Response:
             health_checks=HealthChecks(
                 timestamp(round(time.time() * 1000)), "draining" if is_draining else "healthy", round((time.monotonic() - began) * 1000)
             ),
-            resource_usage=Usage(server.cpu_percent, round(machine.resident() / 1e6, 1), received, sent),
+            resource_usage=ResourceUsage(server.cpu_percent, round(machine.resident() / 1e6, 1), received, sent),
         ),
     )
 
 
-async def update(request: Request, body: UpdateRequest) -> Response:
+async def update(request: Request, body: AgentHubUpdate) -> Response:
     server = server_named(request, request.path_params["id"])
     if body.config or body.resources:
         raise ControlPlaneOnly("config and resources are the control plane's; here only name and env_vars can be changed.")
@@ -114,7 +114,7 @@ async def update(request: Request, body: UpdateRequest) -> Response:
     return reply(request, describe(request))
 
 
-async def stdin(request: Request, body: StdinRequest) -> Response:
+async def stdin(request: Request, body: AgentHubInput) -> Response:
     server = server_named(request, request.path_params["id"])
     if server.lifecycle.status != "running":
         raise InstanceNotRunning(f"The instance is {server.lifecycle.status}; start it.", server.lifecycle.status)
@@ -144,7 +144,7 @@ ROUTES = (
         "/instances/by_org_id/{org}",
         by_organization,
         "The one instance, as a page of a list",
-        query=ListQuery,
+        query=OrganizationQuery,
         replies={200: InstancePage},
     ),
     Endpoint(
@@ -160,7 +160,7 @@ ROUTES = (
         "/instances/{id}",
         update,
         "Change the instance's name and the environment of commands to come",
-        body=UpdateRequest,
+        body=AgentHubUpdate,
         replies={200: Instance},
         errors=(404, 422, 501),
     ),
@@ -169,7 +169,7 @@ ROUTES = (
         "/instances/{org}/{id}/stdin",
         stdin,
         "Send input to the newest process that reads it, and give what it answers",
-        body=StdinRequest,
+        body=AgentHubInput,
         replies={200: "text/plain"},
         errors=(404, 409, 429),
     ),

@@ -46,23 +46,23 @@ class StatsReply(msgspec.Struct, frozen=True):
     memory_utilization_ratio: float | None
 
 
-class UpdateRequest(msgspec.Struct, frozen=True):
+class HypemanUpdate(msgspec.Struct, frozen=True):
     env: dict[str, str] = {}
 
 
-class StartRequest(msgspec.Struct, frozen=True):
+class HypemanStart(msgspec.Struct, frozen=True):
     cmd: list[str] = []
     entrypoint: list[str] = []
 
 
-class SnapshotRequest(msgspec.Struct, frozen=True):
+class HypemanSnapshot(msgspec.Struct, frozen=True):
     """`kind` and `tags` are the host's: what is kept here is files and conversations, whatever runs."""
 
     kind: Literal["Standby", "Stopped"] = "Stopped"
     name: SnapshotName | None = None
 
 
-class RestoreRequest(msgspec.Struct, frozen=True):
+class HypemanRestore(msgspec.Struct, frozen=True):
     target_state: Literal["Running", "Standby", "Stopped"] | None = None
 
 
@@ -103,13 +103,14 @@ async def logs(request: Request, query: LogQuery) -> Response:
         return await show_logs(request, query)
     # The operations' log is the server's own; of a VMM nothing is known inside the VM.
     source = {"hypeman": "server", "vmm": "vmm"}.get(query.source or "app")
-    return await show_logs(request, msgspec.structs.replace(query, source=source), _string)
+    return await show_logs(request, msgspec.structs.replace(query, source=source), _string, retry=b"")
 
 
 def _string(event: Event) -> bytes:
+    # Without an id: Hypeman's clients take every block after one for an event, comments too, and parse its data.
     shown = wire.fields(event)
     line = f"{shown['timestamp']} {shown['level']} {shown['message']}"
-    return b"id: %d\ndata: %b\n\n" % (event.seq, msgspec.json.encode(line))
+    return b"data: %b\n\n" % msgspec.json.encode(line)
 
 
 async def stop(request: Request) -> Response:
@@ -127,19 +128,19 @@ async def restore(request: Request) -> Response:
     return reply(request, describe(request))
 
 
-async def start(request: Request, body: StartRequest) -> Response:
+async def start(request: Request, body: HypemanStart) -> Response:
     if body.cmd or body.entrypoint:
         raise ControlPlaneOnly("cmd and entrypoint are those of the image, and the control plane's to change; start without them.")
     return await restore(request)
 
 
-async def update(request: Request, body: UpdateRequest) -> Response:
+async def update(request: Request, body: HypemanUpdate) -> Response:
     server = server_named(request, request.path_params["id"])
     await server.environment.change(body.env)
     return reply(request, describe(request))
 
 
-async def create_snapshot(request: Request, body: SnapshotRequest) -> Response:
+async def create_snapshot(request: Request, body: HypemanSnapshot) -> Response:
     server = server_named(request, request.path_params["id"])
     return reply(request, show_snapshot(server, await server.snapshots.create(body.name)), 201)
 
@@ -149,7 +150,7 @@ async def snapshots(request: Request) -> Response:
     return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
 
 
-async def restore_snapshot(request: Request, body: RestoreRequest) -> Response:
+async def restore_snapshot(request: Request, body: HypemanRestore) -> Response:
     server = server_named(request, request.path_params["id"])
     await server.restores.restore(request.path_params["snapshot"])
     if body.target_state in ("Standby", "Stopped"):
@@ -196,20 +197,20 @@ ROUTES = (
         "/instances/{id}",
         update,
         "Change the environment of commands to come",
-        body=UpdateRequest,
+        body=HypemanUpdate,
         replies={200: Instance},
         errors=(404, 422),
     ),
     _change("/instances/{id}/stop", stop, "Refuse tasks, and hold those there are, until start"),
     _change("/instances/{id}/standby", standby, "Refuse tasks, and hold those there are, until restore"),
-    _change("/instances/{id}/start", start, "Take tasks again", StartRequest),
+    _change("/instances/{id}/start", start, "Take tasks again", HypemanStart),
     _change("/instances/{id}/restore", restore, "Take tasks again"),
     Endpoint(
         "POST",
         "/instances/{id}/snapshots",
         create_snapshot,
         "Keep the workspace, the conversations and the configuration as they are",
-        body=SnapshotRequest,
+        body=HypemanSnapshot,
         replies={201: SnapshotReply},
         errors=(404, 409, 422),
     ),
@@ -221,11 +222,11 @@ ROUTES = (
         "/instances/{id}/snapshots/{snapshot}/restore",
         restore_snapshot,
         "Put workspace and conversations back to what they were",
-        body=RestoreRequest,
+        body=HypemanRestore,
         replies={200: Instance},
         errors=(404, 409, 422),
     ),
-    Endpoint("POST", "/instances/{id}/fork", control_plane_only, "Only a control plane makes instances", errors=(501,)),
-    Endpoint("POST", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(501,)),
-    Endpoint("DELETE", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(501,)),
+    Endpoint("POST", "/instances/{id}/fork", control_plane_only, "Only a control plane makes instances", errors=(404, 501)),
+    Endpoint("POST", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(404, 501)),
+    Endpoint("DELETE", "/instances/{id}/volumes/{volume}", control_plane_only, "Only a control plane has volumes", errors=(404, 501)),
 )

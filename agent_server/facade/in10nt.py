@@ -64,11 +64,15 @@ ROUTES = (
     Endpoint("GET", "/instances", instances, "The one instance, as a list", query=InstancesQuery, replies={200: list[Instance]}),
     Endpoint("POST", "/instances", control_plane_only, "Only a control plane makes instances", errors=(501,)),
     Endpoint("GET", "/instances/{id}", instance, "Show the instance", replies={200: Instance}, errors=(404,)),
-    Endpoint("DELETE", "/instances/{id}", control_plane_only, "Only a control plane removes instances", errors=(501,)),
+    Endpoint("DELETE", "/instances/{id}", control_plane_only, "Only a control plane removes instances", errors=(404, 501)),
     Endpoint("POST", "/instances/{id}/restart", restart, "Drain, and start again", replies={202: Restarting}, errors=(404,)),
-    Endpoint("GET", "/container-templates", control_plane_only, "Only a control plane has container templates", errors=(501,)),
-    Endpoint("POST", "/container-templates", control_plane_only, "Only a control plane has container templates", errors=(501,)),
-    Endpoint("GET", "/container-templates/{id}", control_plane_only, "Only a control plane has container templates", errors=(501,)),
-    Endpoint("GET", "/container-templates/{id}/status", control_plane_only, "Only a control plane has container templates", errors=(501,)),
-    Endpoint("DELETE", "/container-templates/{id}", control_plane_only, "Only a control plane has container templates", errors=(501,)),
+    Endpoint("GET", "/container-templates", control_plane_only, "Only a control plane has these", errors=(501,)),
+    Endpoint("POST", "/container-templates", control_plane_only, "Only a control plane has these", errors=(501,)),
+    Endpoint("GET", "/container-templates/{template}", control_plane_only, "Only a control plane has these", errors=(501,)),
+    Endpoint(
+        "GET", "/container-templates/{template}/status", control_plane_only, "Only a control plane has these", errors=(501,)
+    ),
+    Endpoint(
+        "DELETE", "/container-templates/{template}", control_plane_only, "Only a control plane has these", errors=(501,)
+    ),
 )

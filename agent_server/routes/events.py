@@ -16,7 +16,7 @@ from agent_server.events.log import tail
 from agent_server.http import Endpoint, reply
 from agent_server.routes.tasks import EVENTS, ResumeQuery
 from agent_server.server import server_of
-from agent_server.streams import resume_from, stream
+from agent_server.streams import RETRY, resume_from, stream
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
 
@@ -55,19 +55,19 @@ async def logs(request: Request, query: LogQuery) -> Response:
     return await show_logs(request, query)
 
 
-async def show_logs(request: Request, query: LogQuery, encode: Callable[[Event], bytes] = wire.sse) -> Response:
+async def show_logs(request: Request, query: LogQuery, encode: Callable[[Event], bytes] = wire.sse, retry: bytes = RETRY) -> Response:
     """Answers with lines, or with a stream in which each event is as `encode` gives it."""
     log = server_of(request).log
     wanted = _Wanted(query)
     is_stream = query.follow or "text/event-stream" in request.headers.get("accept", "")
     after = resume_from(request, query.after)
     if is_stream and after is not None:
-        return stream(wanted.only(log.follow(after=after)), encode)
+        return stream(wanted.only(log.follow(after=after)), encode, retry)
     await log.flush()
     end = log.newest
     history = await tail(log, lambda event: event.seq <= end and wanted(event), query.tail if query.tail is not None else query.lines)
     if is_stream:
-        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None), encode)
+        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None), encode, retry)
     return reply(request, {"logs": [_line(event) for event in history]})
 
 

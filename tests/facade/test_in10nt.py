@@ -48,7 +48,7 @@ def test_another_instance_is_not_here(server: ServerProcess, path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/instances/inst_abc123/nothing", "/instances/inst_abc123/", "/instances/inst_abc123/instances/inst_abc123/health"]
+    "path", ["/instances/inst_abc123/nothing", "/instances/inst_abc123//health", "/instances/inst_abc123/instances/inst_abc123/health"]
 )
 def test_what_no_route_has_is_not_found(server: ServerProcess, path: str) -> None:
     response = server.get(path)

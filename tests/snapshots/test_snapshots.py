@@ -114,10 +114,10 @@ def test_a_snapshot_is_made_listed_and_deleted(server: ServerProcess) -> None:
     assert first["name"] == first["snapshotId"]
     assert first["size"] == len(fetch(server, first["snapshotId"]))
     second = create(server, "second one")
-    assert server.get("/snapshots").json() == {"snapshots": [second, first]}
+    assert server.get("/snapshots").json() == [second, first]
     assert delete(server, "second one").json() == second
     assert delete(server, first["snapshotId"]).status_code == 200
-    assert server.get("/snapshots").json() == {"snapshots": []}
+    assert server.get("/snapshots").json() == []
     assert list((server.data / "snapshots").iterdir()) == []
 
 
@@ -433,7 +433,7 @@ def test_a_bad_archive_changes_nothing(what: str, server: ServerProcess, tmp_pat
     before = server.newest()
     response = put(server, "hostile", HOSTILE[what])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "INVALID_REQUEST"), response.text
-    assert server.get("/snapshots").json() == {"snapshots": []}
+    assert server.get("/snapshots").json() == []
     assert list((server.data / "snapshots").iterdir()) == []
     assert (server.workspace / "mine.txt").read_text() == "mine\n"
     told = [line["type"] for line in server.get("/logs?lines=200&level=debug").json()["logs"] if line["seq"] > before]
