@@ -140,7 +140,8 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
 
     def described() -> Mapping[str, Any]:
         enabled = [state.name for state in connections.states() if state.is_enabled]
-        return {**settings.described(), "integrations": enabled, "variables": sorted(environment.variables)}
+        who = {"instanceId": data.identity.instance_id, "instanceName": data.identity.instance_name}
+        return {**who, **settings.described(), "integrations": enabled, "variables": sorted(environment.variables)}
 
     bounds = {"most": settings.max_snapshots, "quota": settings.max_snapshot_bytes}
     snapshots = Snapshots(data.path / "snapshots", workspace.root, log, secrets, around.pause, described, **bounds)

@@ -142,12 +142,12 @@ async def update(request: Request, body: HypemanUpdate) -> Response:
 
 async def create_snapshot(request: Request, body: HypemanSnapshot) -> Response:
     server = server_named(request, request.path_params["id"])
-    return reply(request, show_snapshot(server, await server.snapshots.create(body.name)), 201)
+    return reply(request, show_snapshot(await server.snapshots.create(body.name)), 201)
 
 
 async def snapshots(request: Request) -> Response:
     server = server_named(request, request.path_params["id"])
-    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
+    return reply(request, [show_snapshot(snapshot) for snapshot in await server.snapshots.all()])
 
 
 async def restore_snapshot(request: Request, body: HypemanRestore) -> Response:

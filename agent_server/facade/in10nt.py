@@ -43,12 +43,12 @@ async def restart(request: Request) -> Response:
 
 async def saved_templates(request: Request) -> Response:
     server = server_of(request)
-    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
+    return reply(request, [show_snapshot(snapshot) for snapshot in await server.snapshots.all()])
 
 
 async def delete_saved_template(request: Request) -> Response:
     server = server_of(request)
-    return reply(request, show_snapshot(server, await server.snapshots.delete(request.path_params["name"])))
+    return reply(request, show_snapshot(await server.snapshots.delete(request.path_params["name"])))
 
 
 ROUTES = (
@@ -69,10 +69,6 @@ ROUTES = (
     Endpoint("GET", "/container-templates", control_plane_only, "Only a control plane has these", errors=(501,)),
     Endpoint("POST", "/container-templates", control_plane_only, "Only a control plane has these", errors=(501,)),
     Endpoint("GET", "/container-templates/{template}", control_plane_only, "Only a control plane has these", errors=(501,)),
-    Endpoint(
-        "GET", "/container-templates/{template}/status", control_plane_only, "Only a control plane has these", errors=(501,)
-    ),
-    Endpoint(
-        "DELETE", "/container-templates/{template}", control_plane_only, "Only a control plane has these", errors=(501,)
-    ),
+    Endpoint("GET", "/container-templates/{template}/status", control_plane_only, "Only a control plane has these", errors=(501,)),
+    Endpoint("DELETE", "/container-templates/{template}", control_plane_only, "Only a control plane has these", errors=(501,)),
 )

@@ -10,7 +10,7 @@ from starlette.responses import FileResponse, Response
 
 from agent_server.errors import AgentServerError
 from agent_server.http import Endpoint, reply
-from agent_server.server import Server, server_of
+from agent_server.server import server_of
 from agent_server.snapshots import Snapshot
 from agent_server.wire import timestamp
 
@@ -60,17 +60,17 @@ class NoSuchRange(AgentServerError):
 
 async def create(request: Request, body: SnapshotRequest) -> Response:
     server = server_of(request)
-    return reply(request, show_snapshot(server, await server.snapshots.create(body.name)), 201)
+    return reply(request, show_snapshot(await server.snapshots.create(body.name)), 201)
 
 
 async def snapshots(request: Request) -> Response:
     server = server_of(request)
-    return reply(request, [show_snapshot(server, snapshot) for snapshot in await server.snapshots.all()])
+    return reply(request, [show_snapshot(snapshot) for snapshot in await server.snapshots.all()])
 
 
 async def delete(request: Request) -> Response:
     server = server_of(request)
-    return reply(request, show_snapshot(server, await server.snapshots.delete(request.path_params["snapshot"])))
+    return reply(request, show_snapshot(await server.snapshots.delete(request.path_params["snapshot"])))
 
 
 async def restore(request: Request) -> Response:
@@ -85,16 +85,12 @@ async def download(request: Request) -> Response:
 
 
 async def upload(request: Request) -> Response:
-    return reply(
-        request,
-        show_snapshot(server_of(request), await server_of(request).snapshots.receive(request.path_params["snapshot"], request.stream())),
-        201,
-    )
+    snapshot = await server_of(request).snapshots.receive(request.path_params["snapshot"], request.stream())
+    return reply(request, show_snapshot(snapshot), 201)
 
 
-def show_snapshot(server: Server, snapshot: Snapshot) -> SnapshotReply:
+def show_snapshot(snapshot: Snapshot) -> SnapshotReply:
     """Gives a snapshot as clients see it."""
-    identity = server.data.identity
     created = timestamp(snapshot.created_at)
     return SnapshotReply(
         snapshot_id=snapshot.snapshot_id,
@@ -105,8 +101,8 @@ def show_snapshot(server: Server, snapshot: Snapshot) -> SnapshotReply:
         created_at=created,
         kind="Stopped",
         size_bytes=snapshot.size,
-        source_instance_id=identity.instance_id,
-        source_instance_name=identity.instance_name or identity.instance_id,
+        source_instance_id=snapshot.instance_id,
+        source_instance_name=snapshot.instance_name or snapshot.instance_id,
     )
 
 

@@ -43,12 +43,14 @@ SETTLE = 10.0
 
 
 class Snapshot(msgspec.Struct, frozen=True, rename="camel"):
-    """What is known of a snapshot. `size` in bytes, `created_at` in Unix milliseconds."""
+    """What is known of a snapshot. `size` in bytes, `created_at` in Unix milliseconds; the instance is the one that made it."""
 
     snapshot_id: str
     name: str
     size: int
     created_at: int
+    instance_id: str = ""
+    instance_name: str = ""
 
 
 class Snapshots:
@@ -117,7 +119,8 @@ class Snapshots:
             self._pause.hold("snapshot", breaks_calls=False)
             try:
                 await self._come_to_rest()
-                return await self._create(Snapshot(snapshot_id, name or snapshot_id, 0, time.time_ns() // 1_000_000))
+                now = time.time_ns() // 1_000_000
+                return await self._create(Snapshot(snapshot_id, name or snapshot_id, 0, now, *_made_by(self._configuration())))
             finally:
                 self._pause.release("snapshot")
 
@@ -137,7 +140,8 @@ class Snapshots:
                 await self._write(part, chunks)
                 manifest = await asyncio.to_thread(self._check, part)
                 name = await self._free_name(manifest.name, snapshot_id) if is_id else reference
-                snapshot = Snapshot(snapshot_id, name, part.stat().st_size, manifest.created_at)
+                made_by = _made_by(manifest.configuration)
+                snapshot = Snapshot(snapshot_id, name, part.stat().st_size, manifest.created_at, *made_by)
                 await asyncio.to_thread(self._keep, part, snapshot)
             finally:
                 part.unlink(missing_ok=True)
@@ -311,6 +315,11 @@ class Snapshots:
     def _keep(self, part: Path, snapshot: Snapshot) -> None:
         part.replace(self.archive(snapshot))
         write_private(self._card(snapshot.snapshot_id), self._secrets.encode(snapshot)[0])
+
+
+def _made_by(configuration: Mapping[str, Any]) -> tuple[str, str]:
+    """Gives the id and the name of the instance that a configuration is of."""
+    return str(configuration.get("instanceId") or ""), str(configuration.get("instanceName") or "")
 
 
 class _Bounded:
