@@ -52,7 +52,7 @@ class TaskIndex:
                     paths = [(path, event.task_id) for change in changes for path in (change["path"], change.get("oldPath")) if path]
                     db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
             elif event.type in ("session.reverted", "session.unreverted"):
-                marks = [(event.type == "session.reverted", task_id) for task_id in event.data["taskIds"]]
+                marks = [(event.type == "session.reverted", task_id) for task_id in event.data.get("taskIds", ())]
                 db.executemany("UPDATE tasks SET is_reverted = ? WHERE task_id = ?", marks)
 
 

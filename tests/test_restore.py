@@ -40,7 +40,7 @@ def _above(path: bytes) -> list[bytes]:
     return [b"/".join(parts[:length]) for length in range(1, len(parts))]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(first=FILES, second=FILES, cut=st.integers(0, 6), forwards=st.booleans())
 def test_any_state_becomes_any_other_also_when_it_is_cut_short(first: State, second: State, cut: int, forwards: bool) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -179,6 +179,36 @@ def test_a_task_is_named_by_the_message_that_began_it(job: Job) -> None:
     assert job.post("revert", messageId=task["taskId"].replace("task_", "msg_"))["taskIds"] == [task["taskId"]]
 
 
+def test_the_messages_of_a_session_are_those_that_stand(job: Job) -> None:
+    job.run(prompt="first")
+    second = job.run(prompt="second")
+
+    def texts() -> list[str]:
+        messages = job.server.get(f"/sessions/{job.session}/messages").json()["messages"]
+        return [message["content"][0]["text"] for message in messages]
+
+    everything = texts()
+    (began,) = [m["messageId"] for m in job.server.get(f"/sessions/{job.session}/messages").json()["messages"] if m["taskId"] == second][:1]
+    assert job.post("revert", messageId=began)["taskIds"] == [second]
+    assert texts() == everything[:2] == ["first", "Done."]
+    forked = job.post("fork", 201)["sessionId"]
+    assert len(job.server.get(f"/sessions/{forked}/messages").json()["messages"]) == 2
+    job.unrevert()
+    assert texts() == everything
+
+
+def test_a_session_that_was_deleted_brings_nothing_back(job: Job) -> None:
+    task = job.write("a", "1")
+    job.revert(task)
+    with job.server.client() as client:
+        assert client.delete(f"/sessions/{job.session}").status_code == 200
+    job.unrevert(404)
+    job.run(prompt="anew")
+    assert job.said() == ["anew"]
+    job.unrevert(409)
+    assert job.revert(task, 404)["error"]["code"] == "TASK_NOT_FOUND"
+
+
 @pytest.mark.parametrize("body", [{}, {"taskId": "task_x", "messageId": "msg_x"}, {"taskId": ""}, {"taskId": 1}])
 def test_a_body_that_names_no_one_task_is_refused(job: Job, body: dict[str, Any]) -> None:
     assert job.post("revert", 400, **body)["error"]["code"] == "INVALID_REQUEST"
