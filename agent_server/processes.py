@@ -232,14 +232,19 @@ class Processes:
 
     async def kill(self, process_id: str) -> set[int]:
         """Ends a command's whole tree: SIGTERM, 2 s, SIGKILL. Also what it left in the background. Gives what cannot be ended."""
-        return await proctree.kill(f"{self._mark}/{process_id}")
+        return await proctree.kill(f"{self._mark}/{process_id}", roots=lambda: self._pids(process_id))
 
     async def kill_all(self, *, grace: float = proctree.TERM_GRACE) -> int:
         """Ends every command of this data directory, also those of a server that was killed. Gives how many there were."""
-        found = await asyncio.to_thread(proctree.find, f"{self._mark}/")
+        found = await asyncio.to_thread(proctree.find, f"{self._mark}/", self._pids())
         if found:
-            await proctree.kill(f"{self._mark}/", grace=grace)
+            await proctree.kill(f"{self._mark}/", grace=grace, roots=self._pids)
         return len(found)
+
+    def _pids(self, process_id: str | None = None) -> set[int]:
+        """Gives the numbers of commands that were not reaped yet: of this one, or of all."""
+        running = [self._running.get(process_id)] if process_id is not None else [*self._running.values()]
+        return {process.pid for process in running if process is not None and process.has_begun and not process.has_exited}
 
     async def recover(self) -> None:
         """Ends what a killed server left running, and tells the end of every command that it did not.

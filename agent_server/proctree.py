@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 VARIABLE = "AGENT_SERVER_PROCESS"
@@ -41,8 +41,12 @@ def protect_self() -> None:
                 os.set_inheritable(int(name), False)
 
 
-def find(mark: str) -> set[int]:
-    """Gives the living processes whose mark begins with `mark`, and their descendants; never ourselves. Blocks for some ms."""
+def find(mark: str, roots: Collection[int] = ()) -> set[int]:
+    """Gives the living processes whose mark begins with `mark`, those children of ours that are in `roots`, and the descendants
+    of them all; never ourselves. Blocks for some ms.
+
+    A root is found also while it has no environment to see: in the middle of an execve, or emptied by `env -i`.
+    """
     wanted = f"{VARIABLE}={mark}".encode()
     parents: dict[int, int] = {}
     found: set[int] = set()
@@ -60,15 +64,19 @@ def find(mark: str) -> set[int]:
                 environ = file.read()
             if environ.startswith(wanted) or b"\0" + wanted in environ:
                 found.add(pid)
+    found |= {pid for pid in roots if parents.get(pid) == os.getpid()}
     found.discard(os.getpid())
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
     return found
 
 
-async def kill(mark: str, *, grace: float = TERM_GRACE) -> set[int]:
-    """Ends the whole tree: SIGTERM, `grace` seconds, SIGKILL until nothing is left. Gives what is left (nothing, as a rule)."""
-    return await _kill(lambda: find(mark), grace)
+async def kill(mark: str, *, grace: float = TERM_GRACE, roots: Callable[[], Collection[int]] = tuple) -> set[int]:
+    """Ends the whole tree: SIGTERM, `grace` seconds, SIGKILL until nothing is left. Gives what is left (nothing, as a rule).
+
+    `roots` gives those of it that are children of ours and were not reaped yet; it is called in other threads.
+    """
+    return await _kill(lambda: find(mark, roots()), grace)
 
 
 async def _kill(look: Callable[[], set[int]], grace: float) -> set[int]:

@@ -140,6 +140,21 @@ def test_ending_one_ends_its_tree_and_says_how(server: ServerProcess) -> None:
     assert end(server, process_id).json() == shown
 
 
+HIDDEN = "echo ready; exec env -i sleep 60"
+"""A command without its mark: as each looks for a moment, in the middle of an execve."""
+
+
+def test_one_without_its_mark_is_ended_all_the_same(server: ServerProcess) -> None:
+    process_id = start(server, HIDDEN)
+    wait_for_output(server, process_id, "ready")
+    pid = show(server, process_id)["pid"]
+    shown = end(server, process_id).json()
+    assert (shown["signal"], shown["reason"]) == ("SIGTERM", "killed")
+    assert not is_alive(pid)
+    done = server.execute(HIDDEN, timeout=300)
+    assert (done["signal"], done["reason"]) == ("SIGTERM", "timeout")
+
+
 def test_ending_one_that_does_not_heed_takes_sigkill(server: ServerProcess) -> None:
     process_id = start(server, "trap '' TERM; echo ready; while :; do sleep 0.1; done")
     wait_for_output(server, process_id, "ready")
@@ -370,12 +385,17 @@ def test_a_process_of_a_killed_server_has_ended_and_says_why(tmp_path: Path) -> 
 def test_a_stop_ends_processes_and_streams_and_tells_it(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         process_id = start(server, LISTENS)
+        hidden = start(server, HIDDEN)
+        wait_for_output(server, hidden, "ready")
+        pid = show(server, hidden)["pid"]
         with server.client() as client, client.stream("GET", f"/processes/{process_id}/output") as response:
             began = time.monotonic()
             assert server.stop() == 0
             list(events(response))
         assert time.monotonic() - began < 5
         assert marked(server) == set()
+        assert not is_alive(pid)
         server.start()
-        shown = show(server, process_id)
-        assert (shown["signal"], shown["reason"]) == (signal.SIGTERM.name, "the server was stopped")
+        for each in (process_id, hidden):
+            shown = show(server, each)
+            assert (shown["signal"], shown["reason"]) == (signal.SIGTERM.name, "the server was stopped")

@@ -216,7 +216,7 @@ def test_a_terminal_is_a_shell_that_lives_on(server: ServerProcess) -> None:
 def test_control_c_reaches_what_runs_in_the_shell(server: ServerProcess) -> None:
     with open_socket(server, "/terminal") as connection:
         screen = Screen(connection)
-        connection.send(b"echo begi'n'; sleep 60; echo status $?\r")
+        connection.send(b"sh -c \"echo begi'n'; exec sleep 60\"\r")  # it has the terminal once it says so
         screen.until_text(b"begin")
         connection.send(b"\x03")
         connection.send(b"echo code $?\r")
