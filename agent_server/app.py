@@ -136,6 +136,8 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
     lifecycle = Lifecycle(log, data, around.pause, around.gateway, (workspace.root, data.path))
     lifecycle.on_quiesce.append(connections.pause)
     lifecycle.on_resume += [connections.reconnect, around.web.close]
+    watches = Watches()
+    lifecycle.on_drop.append(watches.end)
     sessions.admit = lifecycle.admit
 
     def described() -> Mapping[str, Any]:
@@ -172,7 +174,7 @@ def _wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_diges
         connections=connections,
         files=Files(workspace, Staging(data.path / "staging")),
         ignores=Ignores(data.path / "ignores", workspace.root, reaper.popen),
-        watches=Watches(),
+        watches=watches,
         environment=environment,
         lifecycle=lifecycle,
         activity=Activity(log, running),

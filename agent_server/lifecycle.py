@@ -34,7 +34,11 @@ SYNC = 5.0
 
 
 class Lifecycle:
-    """The state of this instance. `on_quiesce` and `on_resume` are called then, one after another; what they raise is logged."""
+    """The state of this instance.
+
+    `on_quiesce` and `on_resume` are awaited then, one after another; what they raise is logged. `on_drop` is called to end what streams
+    to clients besides the log's followers.
+    """
 
     def __init__(self, log: EventLog, data: DataDirectory, pause: Pause, gateway: Gateway, disks: Sequence[Path]) -> None:
         self._log = log
@@ -47,6 +51,7 @@ class Lifecycle:
         self._is_due = asyncio.Event()
         self.on_quiesce: list[Hook] = []
         self.on_resume: list[Hook] = []
+        self.on_drop: list[Callable[[], None]] = []
         self.status: Status = "running"
         self.is_quiesced = False
         self.is_restoring = False
@@ -112,7 +117,9 @@ class Lifecycle:
             await self._come_to_rest(BREAK_OFF)
             await self._gateway.close()
             await self._let_go("request")
-            self._log.drop_follows()
+            self._log.drop_clients()
+            for drop in self.on_drop:
+                drop()
         finally:
             self._pause.release("resume")
 

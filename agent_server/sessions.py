@@ -161,7 +161,7 @@ class Sessions:
         """
         task = await tasks.find(self._log, task_id)
         if task.ended is None:
-            async for _ in self._log.follow(after=task.created, task_id=task_id, types=TERMINAL, outlasts_drops=True):
+            async for _ in self._log.follow(after=task.created, task_id=task_id, types=TERMINAL):
                 return await tasks.find(self._log, task_id)
             raise Draining("The server is stopping; the task goes on after its restart, ask for it by its id.", details={"taskId": task_id})
         return task

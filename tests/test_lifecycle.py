@@ -144,6 +144,34 @@ def test_new_tasks_are_refused_while_it_is_quiesced(running: ServerProcess, mode
     assert running.execute("echo yes")["output"] == "yes\n"
 
 
+def test_a_compaction_is_made_again(running: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "A long story."}, STALLED, {"text": "The summary."})
+    running.finish(running.submit(sessionId="compacted"))
+    replies: list[httpx.Response] = []
+    client = threading.Thread(target=lambda: replies.append(running.post("/sessions/compacted/compact")))
+    client.start()
+    while len(model.requests()) < 2:
+        time.sleep(0.01)
+    assert quiesce(running)["still"]
+    running.post("/lifecycle/resume")
+    client.join(30)
+    assert replies[0].status_code == 200
+    assert len(model.requests()) == 3
+
+
+def test_a_task_that_waits_for_its_client_is_still_and_takes_the_result(running: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [{"name": "mine", "arguments": {}, "id": "call_mine"}]}, {"text": "Thanks."})
+    tool = {"name": "mine", "description": "mine", "parameters": {"type": "object"}}
+    task_id = running.submit(sessionId="client", tools=[tool])
+    running.wait_for(task_id, "tool.requested")
+    assert quiesce(running)["still"]
+    reply = running.post(f"/tasks/{task_id}/tool-results", {"toolCallId": "call_mine", "output": "here"})
+    assert reply.status_code == 200
+    assert len(model.requests()) == 1
+    running.post("/lifecycle/resume")
+    assert running.finish(task_id)["response"] == "Thanks."
+
+
 def test_it_resumes_by_itself(running: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(plan([bash("sleep 0.1")]))
     task_id = running.submit(sessionId="itself")
@@ -318,6 +346,18 @@ def test_tasks_and_commands_are_activity(running: ServerProcess, model: OpenAIEm
     (running.workspace / "end.txt").touch()
     running.finish(task_id)
     assert running.get("/activity").json()["idleSince"] > idle
+
+
+def test_terminals_and_background_processes_are_activity(running: ServerProcess) -> None:
+    started = [
+        running.post("/execute", {"command": "sleep 60", "background": True}).json()["processId"],
+        running.post("/execute", {"command": "sleep 60", "background": True, "pty": True}).json()["processId"],
+    ]
+    assert running.get("/activity").json()["reasons"] == [{"type": "process", "count": 1}, {"type": "terminal", "count": 1}]
+    with running.client() as client:
+        for process_id in started:
+            client.delete(f"/processes/{process_id}")
+    assert running.get("/activity").json()["active"] is False
 
 
 def test_a_resume_is_activity(running: ServerProcess) -> None:

@@ -250,15 +250,15 @@ class EventLog:
         return await self.query(lambda db: [event_of(row) for row in db.execute(statement, values)])
 
     async def follow(
-        self, *, after: int, task_id: str | None = None, types: Collection[str] | None = None, outlasts_drops: bool = False
+        self, *, after: int, task_id: str | None = None, types: Collection[str] | None = None, for_client: bool = False
     ) -> AsyncIterator[Event]:
         """Gives every event above `after` that fits, without gap or repeat, and goes on with those to come.
 
         What retention has removed is told by one event of type `gap`, with `from` and `to`, at the reader's own place.
-        Ends when the log is closed, and at `drop_follows` unless it is to outlast that.
+        Ends when the log is closed; one that is for a client also at `drop_clients`.
         """
         self._following += 1
-        drops = None if outlasts_drops else self._drops
+        drops = self._drops if for_client else None
         try:
             await self.flush()
             if after >= self._next:
@@ -330,8 +330,8 @@ class EventLog:
         self._ending = True
         self._wake()
 
-    def drop_follows(self) -> None:
-        """Lets those who follow now end once they have caught up: their clients may be gone without a word, and resume by id."""
+    def drop_clients(self) -> None:
+        """Lets those who follow for a client now end once they have caught up: the client may be gone without a word, and resumes by id."""
         self._drops += 1
         self._wake()
 

@@ -48,7 +48,7 @@ class LogReply(msgspec.Struct, frozen=True):
 async def events(request: Request, query: ResumeQuery) -> Response:
     log = server_of(request).log
     after = resume_from(request, query.after)
-    return stream(log.follow(after=log.newest if after is None else after))
+    return stream(log.follow(after=log.newest if after is None else after, for_client=True))
 
 
 async def logs(request: Request, query: LogQuery) -> Response:
@@ -62,12 +62,13 @@ async def show_logs(request: Request, query: LogQuery, encode: Callable[[Event],
     is_stream = query.follow or "text/event-stream" in request.headers.get("accept", "")
     after = resume_from(request, query.after)
     if is_stream and after is not None:
-        return stream(wanted.only(log.follow(after=after)), encode, retry)
+        return stream(wanted.only(log.follow(after=after, for_client=True)), encode, retry)
     await log.flush()
     end = log.newest
     history = await tail(log, lambda event: event.seq <= end and wanted(event), query.tail if query.tail is not None else query.lines)
     if is_stream:
-        return stream(_history(history, wanted.only(log.follow(after=end)) if query.follow else None), encode, retry)
+        following = wanted.only(log.follow(after=end, for_client=True)) if query.follow else None
+        return stream(_history(history, following), encode, retry)
     return reply(request, {"logs": [_line(event) for event in history]})
 
 

@@ -125,7 +125,7 @@ async def output(request: Request, query: OutputQuery) -> Response:
 
 
 async def _output(log: EventLog, record: Record, after: int, offset: int) -> AsyncIterator[Event]:
-    async for event in log.follow(after=after, task_id=record.started.task_id, types=TYPES):
+    async for event in log.follow(after=after, task_id=record.started.task_id, types=TYPES, for_client=True):
         if event.type == "gap":
             yield event
         elif event.data.get("processId") == record.process_id:

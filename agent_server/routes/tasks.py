@@ -222,7 +222,7 @@ def _finished(request: Request, task: Task) -> Response:
 
 
 async def _until_end(server: Server, task: Task, after: int) -> AsyncIterator[Event]:
-    async for event in server.log.follow(after=after, task_id=task.task_id):
+    async for event in server.log.follow(after=after, task_id=task.task_id, for_client=True):
         yield event
         if event.type in TERMINAL:
             return

@@ -294,6 +294,41 @@ def test_a_snapshot_of_a_restored_conversation_is_whole(server: ServerProcess, o
     assert [message["content"] for message in history(model.requests()[-1])[1:]] == ["a", "A.", "b", "B.", "c"]
 
 
+def test_a_restored_session_is_listed_and_shown(server: ServerProcess, other: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(plan([bash("echo hi")]))
+    server.finish(server.submit("A title of its own", sessionId="listed"))
+    carry(server, other, "listed")
+    shown = other.get("/sessions/listed").json()
+    assert (shown["title"], shown["agentType"], shown["status"], shown["tasks"]) == ("A title of its own", "opencode", "idle", 0)
+    assert "listed" in [session["sessionId"] for session in other.get("/sessions").json()["sessions"]]
+    messages = other.get("/sessions/listed/messages").json()["messages"]
+    assert messages == server.get("/sessions/listed/messages").json()["messages"]
+    assert len(messages) == 3
+    forked = other.post("/sessions/listed/fork").json()["sessionId"]
+    assert len(other.get(f"/sessions/{forked}/messages").json()["messages"]) == 3
+
+
+def test_what_was_reverted_stays_so_and_reverts_of_before_are_over(server: ServerProcess, model: OpenAIEmulator) -> None:
+    def task(text: str) -> str:
+        model.script(plan([bash(f"echo {text} > {text}.txt")], text=f"Wrote {text}."))
+        return str(server.finish(server.submit(text, sessionId="reverts"))["taskId"])
+
+    first, second = task("first"), task("second")
+    assert server.post("/sessions/reverts/revert", {"taskId": second}).status_code == 200
+    create(server, "reverted")
+    assert server.post("/sessions/reverts/unrevert").status_code == 200
+    restore(server, "reverted")
+    assert sorted(path.name for path in server.workspace.iterdir()) == ["first.txt"]
+    third = task("third")
+    assert [m["content"] for m in history(model.requests()[0])[1:] if m["role"] == "user"] == ["first", "third"]
+    assert server.post("/sessions/reverts/revert", {"taskId": first}).json()["error"]["code"] == "TASK_NOT_FOUND"
+    assert server.post("/sessions/reverts/revert", {"taskId": third}).status_code == 200
+    assert sorted(path.name for path in server.workspace.iterdir()) == ["first.txt"]
+    assert server.post("/sessions/reverts/unrevert").status_code == 200
+    restore(server, "reverted")
+    assert server.post("/sessions/reverts/unrevert").status_code == 409
+
+
 def test_a_task_at_work_is_held_while_its_snapshot_is_made_and_is_not_done_again_by_a_copy(
     server: ServerProcess, other: ServerProcess, model: OpenAIEmulator
 ) -> None:
