@@ -1,6 +1,6 @@
 """inotify: what the kernel says of changes in folders. Source: inotify(7).
 
-Spoken by ourselves, since the usual library for it does not tell when the kernel dropped something: docs/decisions/0020.
+Spoken by ourselves, since the usual library for it does not tell when the kernel dropped something: docs/decisions/0018.
 """
 
 import ctypes
