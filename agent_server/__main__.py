@@ -1,5 +1,6 @@
 """The command `agent-server`."""
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,7 @@ def main() -> int:
     leave_out_the_workspace()
     command = sys.argv[1] if len(sys.argv) > 1 else "help"
     if command == "serve":
+        gc.disable()  # until all is imported: what is made until then stays, and is not looked through again and again
         from agent_server.serve import main as serve  # not before the import path is safe
 
         return serve()

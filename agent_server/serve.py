@@ -83,6 +83,7 @@ def _serve(settings: Settings) -> int:
     # Cut off on purpose, as the proxied answer was; what fails by itself has been told by the route.
     logging.getLogger("uvicorn.error").addFilter(lambda record: "without completing response" not in record.getMessage())
     gc.freeze()  # what was imported lives as long as the process; no collection needs to look at it
+    gc.enable()
     uvicorn_server = _Uvicorn(config, app, partial(_greet, settings, port))
     uvicorn_server.run(sockets=[listener])
     data.close()
