@@ -51,7 +51,6 @@ class Conversation:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._restored: dict[str, list[Event]] = {}  # by restore: copies that mean nothing until it is done
         self.began: Mapping[str, Any] | None = None
         self.entries: list[Entry] = []
         self.instructions: set[str] = set()
@@ -108,15 +107,6 @@ class Conversation:
 
     def _deleted(self, event: Event) -> None:
         self._begin_anew()
-
-    def _brought(self, event: Event) -> None:
-        self._restored.setdefault(event.data["restoreId"], []).append(original(event))
-
-    def _taken_back(self, event: Event) -> None:
-        events = self._restored.get(event.data["restoreId"], ())
-        self._begin_anew()
-        for each in events:
-            self.apply(each)
 
     def _copied(self, event: Event) -> None:
         self._close_calls()
@@ -205,8 +195,6 @@ class Conversation:
 _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "session.created": Conversation._created,
     "session.deleted": Conversation._deleted,
-    "context.restored": Conversation._brought,
-    "session.restored": Conversation._taken_back,
     "session.compacted": Conversation._compacted,
     "message.copied": Conversation._copied,
     "message.added": Conversation._came,
@@ -224,12 +212,6 @@ def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None 
     shown = tuple(data.get("details", {}).get("instructions", ()))
     at = asked.created_at if at is None else at
     return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown)
-
-
-def original(event: Event) -> Event:
-    """Gives the event that a `context.restored` is the copy of, at the copy's place."""
-    data = event.data
-    return msgspec.structs.replace(event, time=data["time"], type=data["type"], task_id=data["taskId"], data=data["data"])
 
 
 def prompt_id(task_id: str) -> str:
@@ -282,12 +264,18 @@ def entry_from_wire(data: Mapping[str, Any]) -> Entry:
 def standing(events: Iterable[Event]) -> list[Event]:
     """Leaves out of a session's events those of tasks that were reverted, and puts back those that were unreverted.
 
-    All since the first of these tasks began goes, so that what follows continues a conversation that was there before.
+    All since the first of these tasks began goes, so that what follows continues a conversation that was there before. A restored
+    conversation takes the place of all before it; the copies of its events mean nothing until then.
     """
     kept: list[Event] = []
     cut: list[tuple[str, int, list[Event]]] = []
+    copies: dict[str, list[Event]] = {}
     for event in events:
-        if event.type == "session.reverted":
+        if event.type == "context.restored":
+            copies.setdefault(event.data["restoreId"], []).append(_original(event))
+        elif event.type == "session.restored":
+            kept, cut = copies.pop(event.data["restoreId"], []), []
+        elif event.type == "session.reverted":
             task_ids = frozenset(event.data["taskIds"])
             at = next((at for at, each in enumerate(kept) if each.type == "task.started" and each.task_id in task_ids), len(kept))
             gone = [each for each in kept[at:] if not _waits(each, task_ids)]
@@ -299,6 +287,12 @@ def standing(events: Iterable[Event]) -> list[Event]:
         else:
             kept.append(event)
     return kept
+
+
+def _original(event: Event) -> Event:
+    """Gives the event that a `context.restored` is the copy of, at the copy's place."""
+    data = event.data
+    return msgspec.structs.replace(event, time=data["time"], type=data["type"], task_id=data["taskId"], data=data["data"])
 
 
 def _waits(event: Event, task_ids: Collection[str]) -> bool:

@@ -62,7 +62,7 @@ class RevertIndex:
 
     def apply(self, db: sqlite3.Connection, events: Sequence[Event]) -> None:
         for event in events:
-            if event.type == "session.deleted":
+            if event.type in ("session.deleted", "session.restored"):
                 db.execute("UPDATE reverts SET state = 'deleted' WHERE session_id = ? AND state = 'reverted'", (event.session_id,))
             statement = _FOLDS.get((event.type, event.data.get("action", "")))
             if statement is not None:
@@ -248,7 +248,7 @@ class Reverts:
             details = {"taskId": task_id, "sessionId": task.session_id}
             raise NotFound(f"{task_id} is a task of {task.session_id}; revert that session.", code="TASK_NOT_FOUND", details=details)
         if task.created < session.created:
-            message = f"{task_id} is of a session of this name that was deleted."
+            message = f"{task_id} is of a session of this name that was deleted, or of before it was restored from a snapshot."
             raise NotFound(message, code="TASK_NOT_FOUND", details={"taskId": task_id})
         return task
 

@@ -43,6 +43,8 @@ class SessionIndex:
                 statement = "UPDATE events SET context = NULL WHERE session_id = ? AND context = 1 AND seq < ?"
                 db.execute(statement, (event.session_id, event.seq))
             elif event.type in _BEGINNING:
+                if event.type == "session.restored":  # as if it had not been there before
+                    db.execute("DELETE FROM sessions WHERE session_id = ?", (event.session_id,))
                 db.execute(_UPSERT, _row(event))
             elif event.type in _ACTIVITY:
                 statement = "UPDATE sessions SET activity = ?, activity_at = ? WHERE session_id = ?"

@@ -4,19 +4,19 @@ They go into the log as copies that mean nothing by themselves (`context.restore
 in one transaction, then begins its conversation anew with them. So a restore that breaks off has changed none of them.
 """
 
+import asyncio
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 
 from agent_server.calls import interrupted
-from agent_server.conversation import INTERRUPTED, Conversation, entry_to_wire, original
+from agent_server.conversation import INTERRUPTED, Conversation, entry_to_wire, standing
 from agent_server.events import CONTEXT, Draft, Event
 from agent_server.events.log import EventLog
-from agent_server.events.store import COLUMNS, event_of
 from agent_server.redaction import Secrets
 from agent_server.snapshots.swap import Begun
 from agent_server.snapshots.tar import BadArchive
@@ -29,7 +29,9 @@ PAGE_EVENTS = 500
 MOST_SESSIONS = 100_000
 """Sessions in one snapshot: their names are in memory."""
 
-_COPIED = CONTEXT - {"session.restored", "context.restored"}
+_COPIED = CONTEXT - {"session.restored", "context.restored", "session.reverted", "session.unreverted", "revert.started", "revert.failed"}
+"""What is left of a conversation's events when restores and reverts have been applied."""
+
 _SESSION = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
 
 
@@ -51,28 +53,33 @@ async def save(log: EventLog, secrets: Secrets, out: BinaryIO) -> int:
     sessions = await log.query(_sessions)
     newest = log.newest
     for session_id in sessions:
-        conversation = Conversation(session_id)
-        last: Line | None = None
-        async for page in _pages(log, session_id, newest):
-            for line in page:
-                conversation.apply(_event(line))
-                last = line
-            out.write(b"".join(_encoded(secrets, line) for line in page))
-        if last is not None and conversation.open_calls:
-            out.write(b"".join([_encoded(secrets, line) async for line in _interrupted(log, conversation, last)]))
+        stored = await log.read(session_id=session_id, context=True)
+        events = standing(event for event in stored if event.seq <= newest)
+        lines = [_line(session_id, event) for event in events if event.type in _COPIED]
+        lines += [line async for line in _interrupted(log, session_id, lines)]
+        await asyncio.to_thread(_write, out, secrets, lines)
     return len(sessions)
 
 
-async def _interrupted(log: EventLog, conversation: Conversation, last: Line) -> AsyncIterator[Line]:
-    started = await log.read(task_id=last.task_id, types=("tool.started",))
-    begun = {event.data["toolCallId"] for event in started}
-    for call in conversation.open_calls:
-        if call.id in begun:
-            yield Line(last.session_id, last.task_id, "tool.finished", last.time, interrupted(call, INTERRUPTED))
+def _write(out: BinaryIO, secrets: Secrets, lines: Sequence[Line]) -> None:
+    for line in lines:
+        out.write(secrets.encode(line)[0] + b"\n")
 
 
-def _encoded(secrets: Secrets, line: Line) -> bytes:
-    return secrets.encode(line)[0] + b"\n"
+async def _interrupted(log: EventLog, session_id: str, lines: Sequence[Line]) -> AsyncIterator[Line]:
+    conversation = Conversation(session_id)
+    for line in lines:
+        conversation.apply(_event(line))
+    if conversation.open_calls:
+        last = lines[-1]
+        begun = {event.data["toolCallId"] for event in await log.read(task_id=last.task_id, types=("tool.started",))}
+        for call in conversation.open_calls:
+            if call.id in begun:
+                yield Line(session_id, last.task_id, "tool.finished", last.time, interrupted(call, INTERRUPTED))
+
+
+def _line(session_id: str, event: Event) -> Line:
+    return Line(session_id, event.task_id, event.type, event.time, dict(event.data))
 
 
 def _event(line: Line) -> Event:
@@ -80,48 +87,8 @@ def _event(line: Line) -> Event:
 
 
 def _sessions(db: sqlite3.Connection) -> list[str]:
-    rows = db.execute(
-        "SELECT DISTINCT session_id FROM events WHERE context = 1 AND session_id IS NOT NULL ORDER BY session_id LIMIT ?", [MOST_SESSIONS]
-    )
-    return [session_id for (session_id,) in rows]
-
-
-async def _pages(log: EventLog, session_id: str, newest: int) -> AsyncIterator[list[Line]]:
-    of_session = "session_id = ? AND context = 1"
-    begin = f"SELECT {COLUMNS} FROM events WHERE {of_session} AND type = 'session.restored' AND seq <= ? ORDER BY seq DESC LIMIT 1"
-    rows = await log.query(lambda db: db.execute(begin, (session_id, newest)).fetchall())
-    restored = event_of(rows[0]) if rows else None
-    at = 0
-    while True:
-        page, at = await log.query(lambda db, at=at: _page(db, session_id, at, newest))  # type: ignore[misc]  # mypy cannot infer a lambda's default
-        if not page:
-            return
-        yield [_line(session_id, event) for event in page if _counts(event, restored)]
-
-
-def _page(db: sqlite3.Connection, session_id: str, after: int, newest: int) -> tuple[list[Event], int]:
-    statement = f"SELECT {COLUMNS} FROM events WHERE session_id = ? AND context = 1 AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-    page: list[Event] = []
-    size = 0
-    rows = db.execute(statement, (session_id, after, newest, PAGE_EVENTS))
-    while size < PAGE_BYTES and (row := rows.fetchone()) is not None:
-        page.append(event_of(row))
-        size += page[-1].size
-    rows.close()
-    return page, page[-1].seq if page else after
-
-
-def _counts(event: Event, restored: Event | None) -> bool:
-    """Whether an event is a part of the conversation as it stands, `restored` being the latest restore's."""
-    if event.type == "context.restored":
-        return restored is not None and event.data["restoreId"] == restored.data["restoreId"]
-    return event.type != "session.restored" and (restored is None or event.seq > restored.seq)
-
-
-def _line(session_id: str, event: Event) -> Line:
-    at = event.data["time"] if event.type == "context.restored" else event.time
-    event = original(event) if event.type == "context.restored" else event
-    return Line(session_id, event.task_id, event.type, at, dict(event.data))
+    statement = "SELECT DISTINCT session_id FROM events WHERE context = 1 AND session_id IS NOT NULL ORDER BY session_id LIMIT ?"
+    return [session_id for (session_id,) in db.execute(statement, [MOST_SESSIONS])]
 
 
 class Check:

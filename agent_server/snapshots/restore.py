@@ -80,6 +80,7 @@ class Restores:
         LogUnavailable. With any of them, all is as before.
         """
         snapshot = await self._snapshots.find(reference)
+        await self._sessions.ready()
         with self._snapshots.busy():
             self._lifecycle.is_restoring = True
             try:

@@ -195,11 +195,13 @@ def test_what_is_no_file_is_left_out(server: ServerProcess) -> None:
 
 
 def test_no_secret_is_in_a_snapshot(server: ServerProcess, model: OpenAIEmulator) -> None:
-    canaries = [TOKEN, KEY, "sk-or-canary-0123456789", "xoxb-canary-0123456789", "patched-canary-0123456789"]
+    canaries = [TOKEN, KEY, "sk-or-canary-0123456789", "xoxb-canary-0123456789", "patched-canary-0123456789", "given-canary-0123456789"]
     model.script(plan([bash(f"echo {' '.join(canaries[:4])}")], text=f"It is {canaries[0]}."))
     task_id = server.submit(f"keep {canaries[1]} to yourself", sessionId="secret")
     server.finish(task_id)
-    server.execute("echo $MY_TOKEN", env={"MY_TOKEN": canaries[4]})
+    with server.client() as client:
+        assert client.patch("/env", json={"env": {"MY_PASSWORD": canaries[4]}}).status_code == 200
+    server.execute("echo $MY_PASSWORD; echo $MY_TOKEN", env={"MY_TOKEN": canaries[5]})
     create(server, canaries[2])
     name = server.get("/snapshots").json()[0]["snapshotId"]
     plain = gzip.decompress(fetch(server, name))
