@@ -75,7 +75,7 @@ def _usage(event: Event) -> dict[str, Any]:
 
 def _resumed(event: Event) -> dict[str, Any]:
     data = event.data
-    return {"phase": data.get("phase", "running"), "resumptions": data["resumption"], "elapsed": data["elapsed_ms"]}
+    return {"phase": data.get("phase", "running"), "resumptions": data.get("resumption", 0), "elapsed": data.get("elapsed_ms", 0)}
 
 
 def _end(event: Event) -> dict[str, Any]:

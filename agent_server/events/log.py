@@ -196,7 +196,8 @@ class EventLog:
         self._settle(batches)
         for batch in batches:
             if batch.is_safe:  # it was promised, and something is wrong with it itself
-                logger.error("events could not be stored: %s: %s", ", ".join(event.type for event in batch.events), error)
+                first = batch.events[0]
+                logger.error("%d events from %d (%s) on could not be stored: %r", len(batch.events), first.seq, first.type, error)
             elif not batch.committed.done():
                 batch.committed.set_exception(
                     LogUnavailable(f"The event log cannot be written: {error}. Free some disk space and try again.")

@@ -146,6 +146,7 @@ ROUTES = (
         "The one instance, as a page of a list",
         query=OrganizationQuery,
         replies={200: InstancePage},
+        errors=(404,),
     ),
     Endpoint(
         "GET",
