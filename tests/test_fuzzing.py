@@ -18,8 +18,8 @@ from tests.emulators.openai import OpenAIEmulator
 from tests.scripts import plan
 from tests.serving import TOKEN, ServerProcess, serving
 
-ENDS_THE_SERVER = r"/(quiesce|restart|stop|standby)$"
-"""Paths that keep the server from answering what comes after."""
+ENDS_THE_SERVER = r"/(quiesce|restart|stop|standby|wait)$"
+"""Paths that keep the server from answering what comes after, or answer as late as they are asked to."""
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,response_headers_conformance"
 """What is looked at: each status is documented, and so is its body, which from 400 on is the error envelope."""
@@ -36,7 +36,7 @@ not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "501", "502", "503"
 unexpected-methods = []
 """
 
-EXAMPLES = 300
+EXAMPLES = 200
 """Requests made up in all, about, besides those at the edges of each field."""
 
 

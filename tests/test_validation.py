@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent_server.errors import InvalidRequest
@@ -250,6 +250,7 @@ ANY_JSON = st.recursive(
 NAMES = st.sampled_from(["prompt", "command", "env", "cwd", "pty", "sessionId", "session_id", "tools", "maxCost", "timeout", "x"])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(NAMES, ANY_JSON, max_size=5))
 @pytest.mark.parametrize("kind", [RunRequest, ExecuteRequest])
 def test_any_object_is_parsed_or_refused_with_a_place(kind: Any, body: dict[str, Any]) -> None:

@@ -12,8 +12,8 @@ from agent_server.server import server_of
 
 Since = Annotated[
     str,
-    # No colon: git would take what follows for a path.
-    Meta(pattern=r"^[^-:\x00-\x20\x7f][^:\x00-\x1f\x7f]{0,255}$(?!\n)", description="a task, a checkpoint, or a revision of git"),
+    # No colon: git would take what follows for a path. No two dots: that is a range, or leads out of a folder.
+    Meta(pattern=r"^(?!.*\.\.)[^-:\x00-\x20\x7f][^:\x00-\x1f\x7f]{0,255}$(?!\n)", description="a task, a checkpoint, or a revision of git"),
 ]
 
 
