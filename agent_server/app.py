@@ -9,8 +9,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import Receive, Scope, Send
 
 from agent_server import openapi, routes
@@ -29,8 +27,7 @@ from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
 from agent_server.gateway.route import Gateways
 from agent_server.guard import Guard
-from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing, on_error
-from agent_server.http import routes as routes_of
+from agent_server.http import Dispatch, Endpoint, Raw, Socket, missing
 from agent_server.ignores import Ignores
 from agent_server.index import MEASURE_BYTES, Limits
 from agent_server.lifecycle import Lifecycle
@@ -85,13 +82,9 @@ def endpoints() -> list[Endpoint | Socket | Raw]:
 def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest: bytes) -> Starlette:
     """Makes the application. It works once its lifespan has begun."""
     offered = endpoints()
-    app = Starlette(routes=routes_of(offered), lifespan=_lifespan)
-    app.router.redirect_slashes = False
-    app.router.default = _elsewhere
-    # Endpoints answer for their own errors; what is left is the router's: no such method.
-    routed = ExceptionMiddleware(app.router, handlers={HTTPException: on_error})
+    app = Starlette(lifespan=_lifespan)
     server = app.state.server = _wire(settings, data, secrets, token_digest)
-    app.state.dispatch = Dispatch(offered, routed)
+    app.state.dispatch = Dispatch(offered, _elsewhere)
     app.middleware_stack = Guard(
         app.state.dispatch,
         settings=settings,

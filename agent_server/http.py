@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, get_origin
 
 import msgspec
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route, WebSocketRoute
+from starlette.routing import BaseRoute, Match, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -142,7 +144,7 @@ class Raw(msgspec.Struct, frozen=True):
             await (await on_error(HTTPConnection(scope), error))(scope, receive, send)
 
 
-def routes(offered: Sequence[Endpoint | Socket | Raw]) -> list[BaseRoute]:
+def _routes(offered: Sequence[Endpoint | Socket | Raw]) -> list[BaseRoute]:
     """Gives what Starlette's router takes: of each path one for HTTP, so that a 405 names all its methods, and one for WebSockets."""
     by_path: dict[str, dict[str, Endpoint]] = {}
     for one in offered:
@@ -179,16 +181,26 @@ async def missing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Dispatch:
-    """Finds the endpoint of a request whose path has no parameters by one look; the rest is for Starlette's router."""
+    """Finds the endpoint of a request whose path has no parameters by one look; the rest is for Starlette's router.
 
-    def __init__(self, offered: Sequence[Endpoint | Socket | Raw], routed: ASGIApp) -> None:
+    `default` answers for a path that no route has.
+    """
+
+    def __init__(self, offered: Sequence[Endpoint | Socket | Raw], default: ASGIApp) -> None:
         exact = [one for one in offered if isinstance(one, Endpoint) and one.is_exact]
         self._exact = {("HEAD", e.path): e for e in exact if e.method == "GET"} | {(e.method, e.path): e for e in exact}
-        self._routed = routed
+        self._offered, self._default = offered, default
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        await (endpoint or self._routed)(scope, receive, send)
+        await (endpoint or self._router)(scope, receive, send)
+
+    @cached_property
+    def _router(self) -> ASGIApp:
+        # Made at its first use: a hundred patterns take some ms, and /health needs none.
+        router = Router(_routes(self._offered), redirect_slashes=False, default=self._default)
+        # Endpoints answer for their own errors; what is left is the router's: no such method.
+        return ExceptionMiddleware(router, handlers={HTTPException: on_error})
 
 
 async def _body(request: Request) -> bytes:

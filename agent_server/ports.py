@@ -98,11 +98,11 @@ class Ports:
     async def run(self) -> None:
         """Looks for ever."""
         while True:
+            await asyncio.sleep(PERIOD)
             try:
                 await self.look()
             except LogUnavailable as error:
                 logger.debug("ports are looked at again: %s", error)  # what could not be said is found by the next look
-            await asyncio.sleep(PERIOD)
 
     async def look(self) -> list[Port]:
         """Looks now, says what has changed, and gives the list.

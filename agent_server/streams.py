@@ -2,7 +2,6 @@
 
 from collections.abc import AsyncIterator, Callable
 
-from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -33,12 +32,22 @@ def resume_from(request: Request, after: int | None) -> int | None:
 
 def stream(events: AsyncIterator[Event], encode: Callable[[Event], bytes] = wire.sse, retry: bytes = RETRY) -> Response:
     """Gives a response that sends the events as they come, each as `encode` gives it. The iterator ends it."""
+    return event_source(_encode(events, encode, retry))
+
+
+def event_source(blocks: AsyncIterator[bytes]) -> Response:
+    """Gives a response that sends these blocks as they come, and comments while none come."""
+    # Imported at the first stream: a start has no use for it, and it takes 3 ms.
+    from sse_starlette.sse import EventSourceResponse
+
     own_the_drain()
-    return EventSourceResponse(_encode(events, encode, retry), ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+    return EventSourceResponse(blocks, ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
 
 
 def own_the_drain() -> None:
     """Lets streams end when what they follow does, with its last events sent, rather than when a signal comes."""
+    from sse_starlette.sse import AppStatus  # as above
+
     AppStatus.enable_automatic_graceful_drain = False
 
 

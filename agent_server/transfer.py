@@ -5,14 +5,13 @@ import threading
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from contextlib import suppress
 
-from sse_starlette.sse import AppStatus, EventSourceResponse
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import StreamingResponse
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from agent_server.errors import InvalidRequest
 from agent_server.files import CHUNK_BYTES
-from agent_server.streams import PING_SECONDS, SEND_TIMEOUT
+from agent_server.streams import SEND_TIMEOUT, event_source
 
 IDLE_SECONDS = 60.0
 """Seconds in which something must come of a body; a client that sends nothing is taken for gone."""
@@ -85,17 +84,16 @@ class Sending(StreamingResponse):
             self._close()
 
 
-class Live(EventSourceResponse):
+class Live(Response):
     """Sends events that have no ids; `close` is called at the end."""
 
     def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
-        # As for the streams of the log: what follows ends by itself when the server stops.
-        AppStatus.enable_automatic_graceful_drain = False
-        super().__init__(events, ping=PING_SECONDS, sep="\n", send_timeout=SEND_TIMEOUT)
+        self._stream = event_source(events)
         self._close = close
+        self.status_code, self.raw_headers, self.body_iterator = 200, self._stream.raw_headers, events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await self._stream(scope, receive, send)
         finally:
             self._close()
