@@ -85,6 +85,7 @@ def create_app(settings: Settings, data: DataDirectory, secrets: Secrets, token_
     app = Starlette(lifespan=_lifespan)
     server = app.state.server = _wire(settings, data, secrets, token_digest)
     app.state.dispatch = Dispatch(offered, _elsewhere)
+    server.lifecycle.on_drop.append(app.state.dispatch.drop_sockets)
     app.middleware_stack = Guard(
         app.state.dispatch,
         settings=settings,

@@ -1,5 +1,7 @@
 """What every route shares: typed bodies and queries, JSON replies, the error envelope."""
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,6 +21,9 @@ from agent_server.redaction import Secrets
 from agent_server.validation import parse_body, parse_list, parse_query
 
 logger = logging.getLogger(__name__)
+
+RESTARTED = 1012
+"""The code of a WebSocket that the server ended for no fault of the client's (IANA's registry: service restart)."""
 
 IGNORED_NAMES = 20
 """Unknown fields that X-Ignored-Fields names at the most."""
@@ -190,10 +195,37 @@ class Dispatch:
         exact = [one for one in offered if isinstance(one, Endpoint) and one.is_exact]
         self._exact = {("HEAD", e.path): e for e in exact if e.method == "GET"} | {(e.method, e.path): e for e in exact}
         self._offered, self._default = offered, default
+        self._sockets: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        endpoint = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        await (endpoint or self._router)(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._hold(asyncio.create_task(self._answer(scope, receive, send)), send)
+        else:
+            await (self._exact.get((scope["method"], scope["path"])) or self._router)(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._router(scope, receive, send)
+
+    async def _hold(self, socket: "asyncio.Task[None]", send: Send) -> None:
+        self._sockets.add(socket)
+        try:
+            await asyncio.wait([socket])
+        except asyncio.CancelledError:
+            socket.cancel()
+            await asyncio.wait([socket])
+            raise
+        finally:
+            self._sockets.discard(socket)
+        if socket.cancelled():
+            with contextlib.suppress(RuntimeError):  # its close was sent already
+                await send({"type": "websocket.close", "code": RESTARTED, "reason": "connect again"})
+        elif (error := socket.exception()) is not None:
+            raise error
+
+    def drop_sockets(self) -> None:
+        """Ends every WebSocket, so that clients connect again."""
+        for socket in self._sockets:
+            socket.cancel()
 
     @cached_property
     def _router(self) -> ASGIApp:

@@ -444,3 +444,18 @@ def test_a_stop_closes_sockets_and_ends_their_terminals(tmp_path: Path) -> None:
         server.start()
         # A shell heeds SIGTERM only when nobody sits in front of it.
         assert {(show(server, each)["signal"], show(server, each)["reason"]) for each in ids} == {("SIGKILL", "the server was stopped")}
+
+
+def test_a_resume_ends_sockets_and_they_attach_again(server: ServerProcess) -> None:
+    with open_socket(server, "/terminal") as socket:
+        screen = Screen(socket).until(lambda seen: bool(seen.told))
+        process_id = screen.told[0]["processId"]
+        assert server.post("/lifecycle/resume").status_code == 200
+        with pytest.raises(websockets.exceptions.ConnectionClosed) as caught:
+            screen.until_text(b"nothing prints this")
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == 1012
+    with attach(server, process_id) as again:
+        again.send(b"echo on-$((40 + 2))\n")
+        Screen(again).until_text(b"on-42")
+    end(server, process_id)
