@@ -95,7 +95,10 @@ def test_an_unknown_revision_is_not_found(repository: ServerProcess, since: str)
     assert since in reply.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("since", ["-h", "--all", "--output=/tmp/x", "HEAD:a", "HEAD..v1", ":/first", "", "%00", "HEAD%0A", "x" * 300, " HEAD"])
+NO_REVISIONS = ["-h", "--all", "--output=/tmp/x", "HEAD:a", "HEAD..v1", ":/first", "", "%00", "HEAD%0A", "x" * 300, " HEAD"]
+
+
+@pytest.mark.parametrize("since", NO_REVISIONS)
 def test_what_can_be_no_revision_is_refused(repository: ServerProcess, since: str) -> None:
     reply = repository.get(f"/changes?since={since}")
     assert reply.status_code == 400
