@@ -7,9 +7,9 @@ from pathlib import Path
 
 import msgspec
 
+from agent_server.commands.processes import Processes
 from agent_server.datadir import write_private
 from agent_server.errors import InvalidRequest, SettingsError, Unprocessable
-from agent_server.processes import Processes
 from agent_server.redaction import Secrets
 from agent_server.settings import is_credential
 

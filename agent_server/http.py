@@ -1,18 +1,13 @@
 """What every route shares: typed bodies and queries, JSON replies, the error envelope."""
 
-import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from functools import cached_property
 from typing import Any, get_origin
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route, Router, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -21,9 +16,6 @@ from agent_server.redaction import Secrets
 from agent_server.validation import parse_body, parse_list, parse_query
 
 logger = logging.getLogger(__name__)
-
-RESTARTED = 1012
-"""The code of a WebSocket that the server ended for no fault of the client's (IANA's registry: service restart)."""
 
 IGNORED_NAMES = 20
 """Unknown fields that X-Ignored-Fields names at the most."""
@@ -149,90 +141,9 @@ class Raw(msgspec.Struct, frozen=True):
             await (await on_error(HTTPConnection(scope), error))(scope, receive, send)
 
 
-def _routes(offered: Sequence[Endpoint | Socket | Raw]) -> list[BaseRoute]:
-    """Gives what Starlette's router takes: of each path one for HTTP, so that a 405 names all its methods, and one for WebSockets."""
-    by_path: dict[str, dict[str, Endpoint]] = {}
-    for one in offered:
-        if isinstance(one, Endpoint):
-            by_path.setdefault(one.path, {})[one.method] = one
-    of_endpoints = [Route(path, _Methods(methods), methods=[*methods]) for path, methods in by_path.items()]
-    sockets = [WebSocketRoute(one.path, one) for one in offered if isinstance(one, Socket)]
-    return [*of_endpoints, *sockets, *(_RawRoute(one.path, one) for one in offered if isinstance(one, Raw))]
-
-
-class _Methods:
-    def __init__(self, methods: Mapping[str, Endpoint]) -> None:
-        self._methods = methods
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._methods["GET" if scope["method"] == "HEAD" else scope["method"]](scope, receive, send)
-
-
-class _RawRoute(Route):
-    def __init__(self, path: str, app: ASGIApp) -> None:
-        super().__init__(path, app, methods=None)
-
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # Starlette's own takes no WebSockets.
-        return super().matches({**scope, "type": "http", "method": "GET"}) if scope["type"] == "websocket" else super().matches(scope)
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
-
-
 async def missing(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers for a path that no route has."""
     await (await on_error(HTTPConnection(scope), HTTPException(404)))(scope, receive, send)
-
-
-class Dispatch:
-    """Finds the endpoint of a request whose path has no parameters by one look; the rest is for Starlette's router.
-
-    `default` answers for a path that no route has.
-    """
-
-    def __init__(self, offered: Sequence[Endpoint | Socket | Raw], default: ASGIApp) -> None:
-        exact = [one for one in offered if isinstance(one, Endpoint) and one.is_exact]
-        self._exact = {("HEAD", e.path): e for e in exact if e.method == "GET"} | {(e.method, e.path): e for e in exact}
-        self._offered, self._default = offered, default
-        self._sockets: set[asyncio.Task[None]] = set()
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "websocket":
-            await self._hold(asyncio.create_task(self._answer(scope, receive, send)), send)
-        else:
-            await (self._exact.get((scope["method"], scope["path"])) or self._router)(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._router(scope, receive, send)
-
-    async def _hold(self, socket: "asyncio.Task[None]", send: Send) -> None:
-        self._sockets.add(socket)
-        try:
-            await asyncio.wait([socket])
-        except asyncio.CancelledError:
-            socket.cancel()
-            await asyncio.wait([socket])
-            raise
-        finally:
-            self._sockets.discard(socket)
-        if socket.cancelled():
-            with contextlib.suppress(RuntimeError):  # its close was sent already
-                await send({"type": "websocket.close", "code": RESTARTED, "reason": "connect again"})
-        elif (error := socket.exception()) is not None:
-            raise error
-
-    def drop_sockets(self) -> None:
-        """Ends every WebSocket, so that clients connect again."""
-        for socket in self._sockets:
-            socket.cancel()
-
-    @cached_property
-    def _router(self) -> ASGIApp:
-        # Made at its first use: a hundred patterns take some ms, and /health needs none.
-        router = Router(_routes(self._offered), redirect_slashes=False, default=self._default)
-        # Endpoints answer for their own errors; what is left is the router's: no such method.
-        return ExceptionMiddleware(router, handlers={HTTPException: on_error})
 
 
 async def _body(request: Request) -> bytes:

@@ -17,8 +17,9 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 
-from agent_server import __version__, proctree
+from agent_server import __version__
 from agent_server.app import create_app
+from agent_server.commands import proctree
 from agent_server.datadir import DataDirectory
 from agent_server.errors import SettingsError
 from agent_server.events import LogUnavailable
@@ -68,7 +69,7 @@ def _serve(settings: Settings) -> int:
         app,
         loop="uvloop",
         http=Protocol,
-        ws=websocket_protocol,  # type: ignore[arg-type]  # called as a class would be,
+        ws=websocket_protocol,  # type: ignore[arg-type]  # called as a class would be
         lifespan="off",  # _Uvicorn's own
         log_config=None,
         access_log=False,

@@ -8,28 +8,28 @@ import msgspec
 from starlette.requests import HTTPConnection
 
 from agent_server.activity import Activity
-from agent_server.checkpoints import Checkpoints
-from agent_server.connections import Connections
+from agent_server.adapters.connections import Connections
+from agent_server.changes.checkpoints import Checkpoints
+from agent_server.changes.revert import Reverts
+from agent_server.commands.processes import Processes
+from agent_server.commands.proctree import Reaper
 from agent_server.datadir import DataDirectory
 from agent_server.environment import Environment
 from agent_server.events.log import EventLog
-from agent_server.files import Files
+from agent_server.files.files import Files
+from agent_server.files.ignores import Ignores
+from agent_server.files.watch import Watches
 from agent_server.gateway import Gateway
-from agent_server.ignores import Ignores
 from agent_server.lifecycle import Lifecycle
 from agent_server.mcp.server import McpServer
 from agent_server.metrics import Metrics
 from agent_server.ports import Ports
-from agent_server.processes import Processes
-from agent_server.proctree import Reaper
 from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
-from agent_server.revert import Reverts
-from agent_server.sessions import Sessions
+from agent_server.sessions.sessions import Sessions
 from agent_server.settings import Settings
 from agent_server.snapshots import Snapshots
 from agent_server.snapshots.restore import Restores
-from agent_server.watch import Watches
 from agent_server.workspace import Workspace
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-from agent_server.proctree import VARIABLE
+from agent_server.commands.proctree import VARIABLE
 
 CALM = 0.5
 """Cores that others may use when a measurement begins."""

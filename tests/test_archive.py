@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.staging import PREFIX
+from agent_server.files.staging import PREFIX
 from tests.rawhttp import AUTHORIZED, connect
 from tests.serving import ServerProcess, serving
 from tests.workspaces import fingerprint, look, write

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from agent_server import proctree
-from agent_server.process import INPUT_MAX
-from agent_server.processes import BACKGROUND
+from agent_server.commands import proctree
+from agent_server.commands.process import INPUT_MAX
+from agent_server.commands.processes import BACKGROUND
 from tests.serving import ServerProcess, events, is_alive, serving
 
 LISTENS = "while read line; do echo got $line; done; echo end"

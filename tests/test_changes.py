@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent_server.changes import ALL_DIFFS_BYTES, CHANGE_LIMIT, FILE_DIFF_BYTES, Change, LeftOut, shown
-from agent_server.shadow import Shadow
+from agent_server.changes.changes import ALL_DIFFS_BYTES, CHANGE_LIMIT, FILE_DIFF_BYTES, Change, LeftOut, shown
+from agent_server.changes.shadow import Shadow
 from tests.workspaces import compared, git, look, told, write
 
 LINES = "".join(f"line {number}\n" for number in range(20))

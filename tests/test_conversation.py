@@ -7,11 +7,11 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.conversation import Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id
 from agent_server.events import CONTEXT, Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message
+from agent_server.sessions.conversation import Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id
 from tests.emulators.history import complaint
 
 ENDPOINT = Endpoint("http://127.0.0.1/v1", None, {}, "m", "openai-compatible")

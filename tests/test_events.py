@@ -19,12 +19,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from agent_server.commands.process_index import ProcessIndex
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.events.log import PAGE_EVENTS, RING_BYTES, EventLog, tail
 from agent_server.events.store import SEQUENCE_BLOCK
-from agent_server.process_index import ProcessIndex
 from agent_server.redaction import Secrets
-from agent_server.tasks import TaskIndex
+from agent_server.sessions.tasks import TaskIndex
 
 STRESS = int(os.environ.get("AGENT_SERVER_STRESS", "1"))
 """How much longer than by default the stress tests run."""

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agent_server import proctree
+from agent_server.commands import proctree
 from tests.serving import TOKEN, ServerProcess, events, serving
 
 STRESS = int(os.environ.get("AGENT_SERVER_STRESS", "1"))

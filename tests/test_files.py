@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_server import ranges
-from agent_server.staging import PREFIX
+from agent_server.files import ranges
+from agent_server.files.staging import PREFIX
 from tests.rawhttp import AUTHORIZED, answer, connect
 from tests.serving import ServerProcess, serving
 

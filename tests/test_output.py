@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent_server.output import (
+from agent_server.commands.output import (
     COALESCE_BYTES,
     EVENT_BURST,
     EVENT_RATE,

@@ -13,18 +13,18 @@ from typing import Any
 
 import pytest
 
-from agent_server import proctree
+from agent_server.commands import proctree
+from agent_server.commands.execution import DRAIN, Command, Ended, Owner
+from agent_server.commands.process import REPLAY
+from agent_server.commands.process_index import ENDED_KEPT, ProcessIndex, find, find_all, unfinished
+from agent_server.commands.processes import LEFTOVERS, Processes
+from agent_server.commands.terminals import TerminalSize
 from agent_server.errors import Draining, InvalidRequest, NotFound
 from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
-from agent_server.execution import DRAIN, Command, Ended, Owner
 from agent_server.ids import new_id
-from agent_server.process import REPLAY
-from agent_server.process_index import ENDED_KEPT, ProcessIndex, find, find_all, unfinished
-from agent_server.processes import LEFTOVERS, Processes
 from agent_server.redaction import Secrets
-from agent_server.tasks import TaskIndex
-from agent_server.terminals import TerminalSize
+from agent_server.sessions.tasks import TaskIndex
 
 STRESS = int(os.environ.get("AGENT_SERVER_STRESS", "1"))
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from agent_server import proctree
+from agent_server.commands import proctree
+from agent_server.commands.proctree import VARIABLE
 from agent_server.ids import new_id
-from agent_server.proctree import VARIABLE
 
 MARK = new_id("srv")
 
@@ -107,7 +107,7 @@ async def test_a_tree_that_forks_as_fast_as_it_can_is_ended(mark: str) -> None:
 
 REAPING = """
 import os, subprocess, sys, time
-from agent_server.proctree import Reaper, protect_self
+from agent_server.commands.proctree import Reaper, protect_self
 
 protect_self()
 reaper = Reaper()
@@ -135,7 +135,7 @@ def test_orphans_are_adopted_and_reaped_and_exit_codes_are_not_stolen() -> None:
 
 INHERITING = """
 import os, subprocess, sys
-from agent_server.proctree import protect_self
+from agent_server.commands.proctree import protect_self
 protect_self()
 pid = os.posix_spawn("/bin/sh", ["sh", "-c", f"cat <&{sys.argv[1]}"], {})
 print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
@@ -154,7 +154,7 @@ def test_a_file_that_we_were_started_with_is_closed_to_commands(tmp_path: Path) 
 
 READING = """
 import os, subprocess
-from agent_server.proctree import protect_self
+from agent_server.commands.proctree import protect_self
 protect_self()
 os.setuid(65534) if os.getuid() == 0 else None
 protect_self()

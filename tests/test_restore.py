@@ -8,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.restore import CannotRestore, Changed, Move, Restoration, moves_of
-from agent_server.shadow import Shadow
+from agent_server.changes.restore import CannotRestore, Changed, Move, Restoration, moves_of
+from agent_server.changes.shadow import Shadow
 from tests.workspaces import State, look, write
 
 PATHS = [b"a", b"b", b"d", b"d/a", b"d/e", b"d/e/f", b"a/x", b"caf\xe9"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from agent_server.commands.process_index import ProcessIndex
 from agent_server.events import CONTEXT, Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.events.retention import CHECK_EVERY
-from agent_server.process_index import ProcessIndex
 from agent_server.redaction import Secrets
-from agent_server.tasks import TaskIndex
+from agent_server.sessions.tasks import TaskIndex
 from tests.test_events import opened, tables
 
 LIMIT = 2 << 20

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from agent_server.changes.git import GitFailed, GitMissing, GitTimedOut
+from agent_server.changes.index import Limits
+from agent_server.changes.shadow import Shadow
 from agent_server.errors import AgentServerError, Forbidden, InvalidRequest, NotFound
-from agent_server.git import GitFailed, GitMissing, GitTimedOut
-from agent_server.index import Limits
-from agent_server.shadow import Shadow
 from tests.workspaces import compared, fingerprint, git, look, told, write
 
 KIB = 1024
@@ -584,7 +584,7 @@ def test_a_killed_server_leaves_a_repository_that_heals(folder: Path, workspace:
     for number in range(300):
         write(workspace / f"f{number}", os.urandom(2000))
     code = (
-        "import sys; from pathlib import Path; from agent_server.shadow import Shadow\n"
+        "import sys; from pathlib import Path; from agent_server.changes.shadow import Shadow\n"
         "s = Shadow(Path(sys.argv[1]), Path(sys.argv[2])); print(flush=True); s.checkpoint('start'); s.collect(['start'])"
     )
     server = subprocess.Popen(["python", "-c", code, str(folder), str(workspace)], stdout=subprocess.PIPE, start_new_session=True)

@@ -15,8 +15,8 @@ import pytest
 import websockets.exceptions
 from websockets.sync.client import ClientConnection, connect
 
-from agent_server.process import INPUT_MAX, REPLAY
-from agent_server.processes import TERMINALS
+from agent_server.commands.process import INPUT_MAX, REPLAY
+from agent_server.commands.processes import TERMINALS
 from agent_server.routes.terminals import TRY_AGAIN
 from tests import rawhttp
 from tests.serving import TOKEN, ServerProcess, is_alive, serving

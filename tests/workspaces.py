@@ -6,7 +6,7 @@ import stat
 import subprocess
 from pathlib import Path
 
-from agent_server.changes import Change
+from agent_server.changes.changes import Change
 
 # A file's permission to execute and its contents, or where a link leads.
 State = dict[bytes, tuple[str, bytes]]

@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from agent_server import machine
+from agent_server.commands.process import Process
 from agent_server.errors import Conflict, ControlPlaneOnly, InstanceNotRunning
 from agent_server.facade import server_named
 from agent_server.facade.instance import Instance, describe
 from agent_server.http import Endpoint, reply
 from agent_server.ids import time_of
-from agent_server.process import Process
 from agent_server.wire import timestamp
 
 QUIET = 0.3

@@ -10,6 +10,7 @@ from agent_server.facade import control_plane_only, server_named
 from agent_server.facade.hypeman import State
 from agent_server.facade.instance import Instance, describe
 from agent_server.http import Endpoint, reply
+from agent_server.routes import snapshots
 from agent_server.routes.snapshots import SnapshotReply, show_snapshot
 from agent_server.server import server_of
 
@@ -41,18 +42,12 @@ async def restart(request: Request) -> Response:
     return reply(request, Restarting(server.data.identity.instance_id, "restarting"), 202)
 
 
-async def saved_templates(request: Request) -> Response:
-    server = server_of(request)
-    return reply(request, [show_snapshot(snapshot) for snapshot in await server.snapshots.all()])
-
-
 async def delete_saved_template(request: Request) -> Response:
-    server = server_of(request)
-    return reply(request, show_snapshot(await server.snapshots.delete(request.path_params["name"])))
+    return reply(request, show_snapshot(await server_of(request).snapshots.delete(request.path_params["name"])))
 
 
 ROUTES = (
-    Endpoint("GET", "/saved-templates", saved_templates, "The snapshots, newest first", replies={200: list[SnapshotReply]}),
+    Endpoint("GET", "/saved-templates", snapshots.snapshots, "The snapshots, newest first", replies={200: list[SnapshotReply]}),
     Endpoint(
         "DELETE",
         "/saved-templates/{name}",

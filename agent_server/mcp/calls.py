@@ -13,14 +13,14 @@ from typing import Any
 import msgspec
 
 from agent_server.agents import Agent
-from agent_server.calls import interrupted, settle, started
-from agent_server.conversation import INTERRUPTED
+from agent_server.calling.calls import interrupted, settle, started
+from agent_server.commands.processes import finish
 from agent_server.errors import Draining, TooManyRequests
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.messages import ToolCall
-from agent_server.processes import finish
-from agent_server.run import Surroundings
+from agent_server.sessions.conversation import INTERRUPTED
+from agent_server.sessions.run import Surroundings
 from tools import Tool
 
 logger = logging.getLogger(__name__)

@@ -8,15 +8,15 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import process_index
+from agent_server.commands import process_index
+from agent_server.commands.execution import Command, Ended
+from agent_server.commands.process import REPLAY
+from agent_server.commands.terminals import TerminalSize
 from agent_server.errors import InvalidRequest
-from agent_server.execution import Command, Ended
 from agent_server.http import Endpoint, reply
-from agent_server.process import REPLAY
 from agent_server.routes.processes import ProcessReply, described
 from agent_server.server import Server, server_of
 from agent_server.settings import is_credential
-from agent_server.terminals import TerminalSize
 
 DAY_MS = 24 * 3600 * 1000
 TIMEOUT_MS = 120_000

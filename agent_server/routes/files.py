@@ -15,13 +15,13 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import ranges
-from agent_server.changes import shown
+from agent_server.changes.changes import shown
 from agent_server.errors import InvalidRequest
-from agent_server.files import CHUNK_BYTES, Condition, Info, etag_of, names
+from agent_server.files import ranges
+from agent_server.files.files import CHUNK_BYTES, Condition, Info, etag_of, names
+from agent_server.files.transfer import Sending, pieces
 from agent_server.http import Endpoint, failure, reply
 from agent_server.server import server_of
-from agent_server.transfer import Sending, pieces
 
 BYTES = "application/octet-stream"
 

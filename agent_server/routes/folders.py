@@ -14,20 +14,20 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server.changes import shown
-from agent_server.folders import telling
+from agent_server.changes.changes import shown
+from agent_server.files.folders import telling
+from agent_server.files.listing import TreeEntry, encoded, list_tree
+from agent_server.files.pack import pack
+from agent_server.files.search import Match, Query, search
+from agent_server.files.transfer import Live, Pull, Sending, pieces
+from agent_server.files.tree import LEVELS
+from agent_server.files.unpack import add, spool, unpack
+from agent_server.files.watch import Change, Watch
 from agent_server.http import Endpoint, reply
-from agent_server.listing import TreeEntry, encoded, list_tree
-from agent_server.pack import pack
 from agent_server.redaction import Secrets
 from agent_server.routes.files import kept_apart, named
-from agent_server.search import Match, Query, search
 from agent_server.server import Server, server_of
 from agent_server.streams import RETRY
-from agent_server.transfer import Live, Pull, Sending, pieces
-from agent_server.tree import LEVELS
-from agent_server.unpack import add, spool, unpack
-from agent_server.watch import Change, Watch
 from agent_server.wire import timestamp
 
 GZIP = "application/gzip"

@@ -7,11 +7,11 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import tasks
 from agent_server.errors import InvalidRequest
 from agent_server.http import Endpoint, reply
 from agent_server.routes.tasks import Prompt, check_prompt
 from agent_server.server import server_of
+from agent_server.sessions import tasks
 
 
 class MessageRequest(msgspec.Struct, frozen=True):

@@ -9,16 +9,16 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
+from agent_server.commands.process import Process
+from agent_server.commands.process_index import Record, find, find_all
+from agent_server.commands.terminals import Length, TerminalSize
 from agent_server.errors import Conflict, InvalidRequest
 from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.http import Endpoint, reply
-from agent_server.process import Process
-from agent_server.process_index import Record, find, find_all
 from agent_server.routes.tasks import EVENTS
 from agent_server.server import Server, server_of
 from agent_server.streams import resume_from, stream
-from agent_server.terminals import Length, TerminalSize
 from agent_server.wire import timestamp
 
 TYPES = frozenset({"process.output", "process.exited"})

@@ -8,16 +8,16 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import conversation, session_index
-from agent_server.compaction import compact as compact_session
-from agent_server.conversation import Entry
 from agent_server.errors import InvalidRequest
 from agent_server.events import Draft
-from agent_server.fork import fork as fork_session
 from agent_server.gateway import ModelOptions
 from agent_server.http import Endpoint, reply
 from agent_server.routes.tasks import ImagePart, TextPart, TokenUsage
 from agent_server.server import server_of
+from agent_server.sessions import conversation, session_index
+from agent_server.sessions.compaction import compact as compact_session
+from agent_server.sessions.conversation import Entry
+from agent_server.sessions.fork import fork as fork_session
 from agent_server.wire import timestamp
 
 PAGE_BYTES = 8 << 20

@@ -10,14 +10,15 @@ from msgspec import Meta
 from starlette.requests import Request
 from starlette.responses import Response
 
-from agent_server import custom, tasks
+from agent_server.calling import custom
 from agent_server.errors import InvalidRequest
 from agent_server.events import Event
 from agent_server.http import Endpoint, reply
 from agent_server.server import Server, server_of
+from agent_server.sessions import tasks
+from agent_server.sessions.submission import Submission
+from agent_server.sessions.tasks import TERMINAL, Task
 from agent_server.streams import resume_from, stream
-from agent_server.submission import Submission
-from agent_server.tasks import TERMINAL, Task
 
 MAX_STEPS = 10_000
 

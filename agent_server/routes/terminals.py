@@ -14,15 +14,15 @@ import msgspec
 from msgspec import Meta
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from agent_server import process_index
+from agent_server.commands import process_index
+from agent_server.commands.execution import Command
+from agent_server.commands.process import FRAME, Overrun, Process
+from agent_server.commands.terminals import Length, TerminalSize
 from agent_server.errors import AgentServerError, Conflict
-from agent_server.execution import Command
 from agent_server.http import Socket
-from agent_server.process import FRAME, Overrun, Process
 from agent_server.routes.commands import BACKGROUND_LIMIT
 from agent_server.server import server_of
 from agent_server.streams import SEND_TIMEOUT
-from agent_server.terminals import Length, TerminalSize
 from agent_server.validation import parse_query
 
 INPUT_WAIT = 5.0

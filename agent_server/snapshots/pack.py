@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from agent_server.changes import LeftOut
+from agent_server.changes.changes import LeftOut
 from agent_server.snapshots.tar import CHUNK, END, Entry, entry_of, header, padding
 
 MANIFEST, CONVERSATIONS, WORKSPACE, LAST = b"manifest.json", b"conversations.jsonl", b"workspace", b"end.json"

@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from agent_server import disk, tasks
+from agent_server import disk
 from agent_server.datadir import DataDirectory, write_private
 from agent_server.errors import AgentServerError, Conflict, SettingsError
 from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
 from agent_server.ids import new_id
 from agent_server.lifecycle import Lifecycle
-from agent_server.sessions import Sessions
+from agent_server.sessions import tasks
+from agent_server.sessions.sessions import Sessions
 from agent_server.settings import Settings
 from agent_server.snapshots import Snapshots
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from agent_server.courier import NOTICE
+from agent_server.adapters.courier import NOTICE
 from integrations import load
 from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.telegram import TOKEN, TelegramEmulator

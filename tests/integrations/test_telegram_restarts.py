@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from agent_server.courier import NOTICE
-from agent_server.deliveries import DeliveryIndex
+from agent_server.adapters.courier import NOTICE
+from agent_server.adapters.deliveries import DeliveryIndex
 from tests.emulators.openai import OpenAIEmulator
 from tests.emulators.telegram import TOKEN, Fault, TelegramEmulator
 from tests.integrations.conftest import Since, environ

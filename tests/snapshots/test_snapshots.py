@@ -592,6 +592,8 @@ def test_health_answers_while_a_snapshot_is_made(server: ServerProcess) -> None:
     (server.workspace / "random").write_bytes(os.urandom(20 << 20))
     making = threading.Thread(target=create, args=[server, "busy"])
     making.start()
+    while making.is_alive() and not list((server.data / "snapshots").glob("*.part")):
+        time.sleep(0.001)
     slowest = 0.0
     busy = 0
     with server.client() as client:
@@ -599,8 +601,7 @@ def test_health_answers_while_a_snapshot_is_made(server: ServerProcess) -> None:
             before = time.monotonic()
             assert client.get("/health").status_code == 200
             slowest = max(slowest, time.monotonic() - before)
-            if client.post("/snapshot", json={"name": "beside"}).status_code == 409:
-                busy += 1
+            busy += client.post("/snapshot", json={"name": f"beside {busy}"}).status_code == 409
     making.join()
     assert busy
     assert slowest < 1

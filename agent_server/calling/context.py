@@ -1,0 +1,56 @@
+"""What a call gets of the server: its ToolContext."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent_server.commands.execution import Command, Owner
+from agent_server.errors import AgentServerError
+from agent_server.messages import ToolCall
+from agent_server.sessions.run import Caller
+from tools import MAX_BYTES, CommandResult, ToolError
+
+
+class Context:
+    """What a call gets of the server: its ToolContext."""
+
+    def __init__(self, caller: Caller, call: ToolCall) -> None:
+        self._caller = caller
+        self._call = call
+
+    @property
+    def owner(self) -> Owner:
+        """On whose behalf the call is made."""
+        return Owner(self._caller.session_id, self._caller.task_id, self._call.id)
+
+    @property
+    def workspace(self) -> Path:
+        return self._caller.around.workspace.root
+
+    @property
+    def spill_folder(self) -> Path:
+        return self._caller.around.outputs
+
+    def resolve(self, path: str, *, write: bool = False) -> Path:
+        try:
+            return self._caller.around.workspace.resolve(path, also=None if write else self.spill_folder)
+        except AgentServerError as error:
+            raise ToolError(error.message) from error
+
+    async def run(
+        self, command: str | Sequence[str], *, cwd: Path | None = None, timeout: float, limit: int = MAX_BYTES, live: bool = False
+    ) -> CommandResult:
+        wanted = Command(command, cwd or self.workspace, timeout=timeout, limit=limit, is_split=False)
+        around = self._caller.around
+        async with around.pause.aside():
+            return await around.processes.run(wanted, self.owner, self._say if live else _ignore)
+
+    def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
+        data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}
+        self._caller.say(self._caller.draft("tool.output", data))
+
+    def nested_instructions(self, path: Path) -> Mapping[str, str]:
+        return self._caller.nested_instructions(path)
+
+
+def _ignore(stream: str, chunk: str, offset: int, skipped: int) -> None:
+    pass

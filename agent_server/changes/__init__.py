@@ -1,0 +1,1 @@
+"""What changed in the workspace, which task did it, and the way back."""

@@ -1,0 +1,1 @@
+"""Commands: started, followed, ended as a tree, and told truthfully."""

@@ -1,0 +1,1 @@
+"""The workspace's files: read, written, listed, searched, watched, carried."""

@@ -1,0 +1,1 @@
+"""Sessions and their tasks: the one loop, and all that leads to it and from it."""

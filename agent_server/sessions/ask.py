@@ -1,0 +1,132 @@
+"""One model call of a task, with its retries: deltas and the message as events."""
+
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
+from typing import Any
+
+from agent_server.commands.output import MaskedText
+from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
+from agent_server.gateway.retry import stream_with_retries
+from agent_server.ids import new_id
+from agent_server.messages import Image, Message, ToolSpec, Usage
+from agent_server.pause import Broken
+from agent_server.sessions.run import Paused, Run
+
+
+class Ask:
+    """One model call with its retries: streams deltas as events, and ends with message.completed."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._added: Sequence[str] = ()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._message_id = new_id("msg")
+        self._text = self._sink("message.delta", self._message_id)
+        self._reasoning = self._sink("reasoning.delta", self._message_id)
+        self._is_begun = self._is_complete = False
+
+    def _sink(self, kind: str, message_id: str) -> MaskedText:
+        run = self._run
+        return MaskedText(run.around.secrets, lambda text: run.around.log.say(run.draft(kind, {"messageId": message_id, "delta": text})))
+
+    async def ask(self, specs: list[ToolSpec]) -> None:
+        """Errors: ModelError, LogUnavailable; Paused when the server stops while the call is held."""
+        run = self._run
+        while not self._is_complete:
+            with suppress(Broken):
+                async with run.around.pause.call():
+                    await self._stream(specs)
+            if not self._is_complete:
+                await self._break_off()
+
+    async def _stream(self, specs: list[ToolSpec]) -> None:
+        run = self._run
+        messages = [run.system, *run.conversation.messages]
+        self._added = run.conversation.added  # what comes from here on is for the next one
+        run.is_waiting = True
+        try:
+            async with aclosing(stream_with_retries(run.around.gateway, messages, specs, run.options, on_retry=self._discard)) as stream:
+                async for delta in stream:
+                    self._take(delta)
+        except ModelError as error:
+            raise _explained(error, messages) from error
+        finally:
+            run.is_waiting = False
+            self._end()  # no delta may come after the event that ends the task
+
+    def _take(self, delta: Delta) -> None:
+        match delta:
+            case TextDelta(text):
+                self._is_begun = True
+                self._reasoning.end()
+                self._text.add(text)
+            case ReasoningDelta(text):
+                self._is_begun = True
+                self._text.end()
+                self._reasoning.add(text)
+            case Completion():
+                self._complete(delta)
+
+    def _complete(self, completion: Completion) -> None:
+        run, message = self._run, completion.message
+        self._is_complete = True
+        self._end()
+        calls = []
+        for call in message.tool_calls:
+            run.arguments[call.id] = call.arguments
+            calls.append({"id": call.id, "name": call.name, "arguments": call.arguments})
+        data: dict[str, Any] = {
+            "messageId": self._message_id,
+            "text": message.text,
+            "toolCalls": calls,
+            "usage": usage_to_wire(completion.usage),
+            "finishReason": completion.finish_reason,
+        }
+        if message.reasoning is not None:
+            data["reasoning"] = message.reasoning
+        if self._added:
+            data["added"] = self._added
+        run.post(run.draft("message.completed", data))
+
+    def _end(self) -> None:
+        self._text.end()
+        self._reasoning.end()
+
+    async def _break_off(self) -> None:
+        """Waits until the call may be made again, as another message."""
+        run = self._run
+        if self._is_begun:
+            await run.append(run.draft("message.discarded", {"messageId": self._message_id}))
+        self._begin()
+        await run.around.pause.point()
+        if run.is_draining():
+            raise Paused
+
+    async def _discard(self, error: ModelError, attempt: int, delay: float) -> None:
+        self._end()
+        run = self._run
+        retrying = {"attempt": attempt, "delay_ms": round(delay * 1000), "reason": error.fault.value, "error": error.message}
+        drafts = [run.draft("message.discarded", {"messageId": self._message_id})] if self._is_begun else []
+        self._begin()  # before anything is waited for: a call that is broken off here must not be discarded twice
+        await run.append(*drafts, run.draft("task.retrying", retrying))
+
+
+def _explained(error: ModelError, messages: Sequence[Message]) -> ModelError:
+    """Gives the error with what may be its cause: not every model takes images, and few say so clearly."""
+    if error.fault is Fault.BAD_REQUEST and any(isinstance(part, Image) for message in messages for part in message.content):
+        error.details["hasImages"] = True
+        error.message = f"{error.message} The conversation has images; use a model that takes them."
+    return error
+
+
+def usage_to_wire(usage: Usage) -> dict[str, Any]:
+    return {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "cached_tokens": usage.cached,
+        "reasoning_tokens": usage.reasoning,
+        "total_tokens": usage.prompt + usage.completion,
+        "cost": usage.cost,
+    }

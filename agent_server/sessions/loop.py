@@ -1,0 +1,52 @@
+"""The one loop: fold the log into messages, ask the model, append what it says, run its calls, again.
+
+It begins wherever the log says the task stands, so that a first start and a resumption are the same thing. It leaves
+out queues, deadlines and cancelling, which are `sessions.py`; a model call is `ask.py`, how a call is run `calling/calls.py`.
+"""
+
+from typing import Any
+
+from agent_server.calling.calls import run_calls
+from agent_server.errors import Unprocessable
+from agent_server.messages import ToolSpec
+from agent_server.sessions.answers import accept
+from agent_server.sessions.ask import Ask
+from agent_server.sessions.run import Paused, Run
+
+
+async def work(run: Run) -> dict[str, Any]:
+    """Works on a task until the model answers without calls, and gives that answer: `response`, and `output` where it has a schema.
+
+    Errors: ModelError; Unprocessable at a limit, with details.reason; LogUnavailable; Paused. Cancellation: at any await;
+    calls that had begun stay open in the log, for whoever ends or resumes the task to settle.
+    """
+    conversation = run.conversation
+    steps = run.task.steps
+    specs = [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
+    while True:
+        await run_calls(run)
+        if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
+            steps += 1
+            run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}))
+        if conversation.is_answered and (answer := accept(run)) is not None:
+            run.is_closed = True  # what comes from here on is refused rather than lost
+            return answer
+        await run.around.pause.point()
+        if run.is_draining():
+            raise Paused
+        _check_limits(run, steps)
+        run.post(run.draft("step.started", {"step": steps + 1}))
+        await Ask(run).ask(specs)
+
+
+def _check_limits(run: Run, steps: int) -> None:
+    cost = run.conversation.cost
+    reached: dict[str, Any]
+    if steps >= run.max_steps:
+        what, name, reached = f"{steps} steps", "maxSteps", {"reason": "max_steps", "limit": run.max_steps, "reached": steps}
+    elif run.max_cost is not None and cost >= run.max_cost:
+        what, name = f"a cost of {cost:.4f} USD", "maxCost"
+        reached = {"reason": "max_cost", "limit": run.max_cost, "reached": cost}
+    else:
+        return
+    raise Unprocessable(f"The task stopped at {what}, its limit; raise {name} or give it less to do.", details=reached)
