@@ -1,0 +1,43 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent_server.workspace_config import MAX_BYTES, ConfigInvalid, read
+
+
+def test_a_workspace_without_settings_has_none(tmp_path: Path) -> None:
+    assert read(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        ('\ufeff{"a": 1}', {"a": 1}),
+        ('{"a": 1, // said\n /* and \n said */ "b": [1, 2,],}', {"a": 1, "b": [1, 2]}),
+        (r'{"url": "http://x/*,}*/", "q": "\"//\","}', {"url": "http://x/*,}*/", "q": '"//",'}),
+    ],
+)
+def test_comments_and_last_commas_are_skipped_and_strings_are_kept(tmp_path: Path, text: str, settings: dict[str, Any]) -> None:
+    (tmp_path / "opencode.jsonc").write_text(text)
+    assert read(tmp_path) == settings
+
+
+def test_the_plain_file_counts_before_the_one_with_comments(tmp_path: Path) -> None:
+    (tmp_path / "opencode.json").write_text('{"a": 1}')
+    (tmp_path / "opencode.jsonc").write_text('{"a": 2}')
+    assert read(tmp_path) == {"a": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"a": }', "null", "[" * 100_000, " " * (MAX_BYTES + 1)])
+def test_what_is_no_object_is_refused_with_its_name(tmp_path: Path, text: str) -> None:
+    (tmp_path / "opencode.json").write_text(text)
+    with pytest.raises(ConfigInvalid, match=r"opencode\.json"):
+        read(tmp_path)
+
+
+def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "opencode.json").mkdir()
+    with pytest.raises(ConfigInvalid, match="directory"):
+        read(tmp_path)
