@@ -14,7 +14,7 @@ RUN /opt/agent-server/bin/python -m pip install --no-cache-dir --disable-pip-ver
 
 FROM python:3.11-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends bash ca-certificates git procps \
+ && apt-get install -y --no-install-recommends bash bash-static ca-certificates git procps \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --create-home --uid 1000 agent \
  && install -d -o agent -g agent /workspace \

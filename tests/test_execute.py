@@ -183,6 +183,20 @@ def test_a_script_may_be_longer_than_an_argument(server: ServerProcess) -> None:
     assert (done["exitCode"], done["output"]) == (4, "in")
 
 
+@pytest.mark.skipif(not os.access("/bin/bash-static", os.X_OK), reason="needs bash-static")
+@pytest.mark.parametrize("cwd", [".", "below"])
+def test_the_static_shell_is_used_and_is_like_the_other(server: ServerProcess, cwd: str) -> None:
+    (server.workspace / cwd).mkdir(exist_ok=True)
+    command = "readlink /proc/$$/exe; echo $0 $BASH $SHELL ~root; x=é; echo ${#x}; nothing-of-this-name; true"
+    static = server.execute(command, cwd=cwd)
+    linked = server.execute(command, cwd=cwd, env={"LD_PRELOAD": ""})
+    names = [ended["output"].splitlines() for ended in (static, linked)]
+    assert [Path(lines[0]).name for lines in names] == ["bash-static", "bash"]
+    assert names[0][1:] == names[1][1:]
+    assert names[0][1].endswith("/bin/bash /root")
+    assert "bash: line 1: nothing-of-this-name" in static["stderr"]
+
+
 def test_a_list_is_run_without_a_shell(server: ServerProcess) -> None:
     assert server.execute(["printf", "%s|", "$HOME", "a b", "", "é", "-n"])["output"] == "$HOME|a b||é|-n|"
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from agent_server.commands.execution import Command
+from agent_server.commands.shell import Shell
 from agent_server.commands.spawn import Child, spawn, spawn_on_terminal
 from agent_server.commands.terminals import open_terminal, program
 from agent_server.errors import AgentServerError, InvalidRequest, TooManyRequests
@@ -22,7 +23,7 @@ class Launched(NamedTuple):
     stdin: int | None
 
 
-def launch(command: Command, env: Mapping[str, str], *, shell: str, no_input: int) -> Launched:
+def launch(command: Command, env: Mapping[str, str], *, shell: Shell, no_input: int) -> Launched:
     """Starts a command; `no_input` is the stdin of one that has none.
 
     Errors: OSError when it cannot be started, ValueError for what no argument or variable can hold.
@@ -31,7 +32,7 @@ def launch(command: Command, env: Mapping[str, str], *, shell: str, no_input: in
     given: list[int] = []
     try:
         if command.pty is not None:
-            return _on_terminal(command, env, shell, kept, given)
+            return _on_terminal(command, env, shell.name, kept, given)
         for _ in ("both",) if command.is_merged else ("stdout", "stderr"):
             reading, writing = os.pipe()
             kept.append(reading)
@@ -42,9 +43,10 @@ def launch(command: Command, env: Mapping[str, str], *, shell: str, no_input: in
             stdin, feed = os.pipe()
             kept.append(feed)
             given.append(stdin)
-        argv, script = _argv(command.argv, shell)
+        argv, script = _argv(command.argv, shell.name)
         given += script
-        child = spawn(argv, cwd=command.cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=script)
+        program = shell.program_with(env) if isinstance(command.argv, str) else None
+        child = spawn(argv, program=program, cwd=command.cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=script)
         return Launched(child, outputs, feed)
     except BaseException:
         for fd in kept:

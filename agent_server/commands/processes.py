@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import pwd
-import shutil
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from agent_server.commands.output import Spool
 from agent_server.commands.pipes import Pipe
 from agent_server.commands.process import Process
 from agent_server.commands.process_index import unfinished
+from agent_server.commands.shell import find_shell
 from agent_server.commands.terminals import TYPE
 from agent_server.errors import Conflict, Draining, TooManyRequests
 from agent_server.events import Draft, LogUnavailable
@@ -50,8 +50,8 @@ class Processes:
     def __init__(self, log: EventLog, secrets: Secrets, environment: Mapping[str, str], spill_folder: Path, mark: str) -> None:
         self._log = log
         self._secrets = secrets
-        self.shell = shutil.which("bash") or shutil.which("sh") or "/bin/sh"
-        self._inherited = self._environment = {**_defaults(self.shell), **_light_locale(environment)}
+        self.shell = find_shell()
+        self._inherited = self._environment = {**_defaults(self.shell.name), **_light_locale(environment)}
         self._spill = spill_folder
         self._mark = mark
         self._no_input = os.open(os.devnull, os.O_RDONLY)

@@ -54,18 +54,35 @@ class Spawned:
 
 
 def spawn(
-    argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdin: int, stdout: int, stderr: int, pass_fds: Sequence[int] = ()
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    stdin: int,
+    stdout: int,
+    stderr: int,
+    pass_fds: Sequence[int] = (),
+    program: str | None = None,
 ) -> Child:
-    """Starts a process in a session of its own, which inherits these descriptors and no others.
+    """Starts a process in a session of its own, which inherits these descriptors and no others; `program` is the file, if not argv[0].
 
     Errors: OSError when it cannot be started, ValueError for what no argument or variable can hold.
     """
     if pass_fds or not argv[0].startswith("/") or not _is_here(cwd):
         return subprocess.Popen(
-            argv, cwd=cwd, env=env, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=pass_fds, bufsize=0, start_new_session=True
+            argv,
+            executable=program,
+            cwd=cwd,
+            env=env,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            bufsize=0,
+            start_new_session=True,
         )
     actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate((stdin, stdout, stderr))]
-    return Spawned(os.posix_spawn(argv[0], [*argv], env, file_actions=actions, setsid=True, setsigdef=_RESET))
+    return Spawned(os.posix_spawn(program or argv[0], [*argv], env, file_actions=actions, setsid=True, setsigdef=_RESET))
 
 
 def spawn_on_terminal(argv: Sequence[str], *, cwd: Path, env: Mapping[str, str], terminal: str, pass_fds: Sequence[int] = ()) -> Child:

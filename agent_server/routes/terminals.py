@@ -74,7 +74,7 @@ async def terminal(socket: WebSocket) -> None:
     server = server_of(socket)
     query, _ = parse_query(dict(socket.query_params), TerminalQuery)
     await server.ready()
-    argv = query.command or [server.processes.shell, "-i"]
+    argv = query.command or [server.processes.shell.name, "-i"]
     cwd = server.workspace.resolve(query.cwd, field="cwd")
     size = TerminalSize(query.cols, query.rows)
     command = Command(argv, cwd, limit=BACKGROUND_LIMIT, is_split=False, is_background=True, pty=size)
