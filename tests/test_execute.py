@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -343,6 +344,48 @@ def test_a_command_whose_client_went_away_goes_on_to_its_own_end_or_its_timeout(
     assert alive(server) == set()
     assert not (server.workspace / "never").exists()
     assert server.get("/health").json()["status"] == before["status"]
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Path]:
+    """A control group of 64 MiB, which this machine lets us make, or the test is skipped."""
+    for root, limit in ((Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"), (Path("/sys/fs/cgroup"), "memory.max")):
+        group = root / f"agent-server-test-{os.getpid()}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / limit).write_text(str(64 << 20))
+            yield group
+        except OSError:
+            continue
+        finally:
+            group.rmdir()
+        return
+    pytest.skip("needs a control group for memory, which only root can make on some machines")
+
+
+@pytest.mark.parametrize(
+    ("command", "end"),
+    [
+        ("exec {python} -c 'bytes(range(256)) * (1 << 20)'", {"exitCode": None, "signal": "SIGKILL"}),
+        ("{python} -c 'bytes(range(256)) * (1 << 20)'; exit $?", {"exitCode": 137, "signal": None}),
+    ],
+)
+def test_what_the_kernel_killed_for_want_of_memory_is_told_so(
+    server: ServerProcess, small_memory: Path, command: str, end: dict[str, Any]
+) -> None:
+    enter = f"echo $$ > {small_memory}/cgroup.procs; ulimit -c 0; "
+    ended = server.execute(enter + command.format(python=sys.executable))
+    assert {name: ended[name] for name in end} == end
+    assert ended["reason"] == "oom"
+    assert server.get(f"/processes/{ended['processId']}").json()["reason"] == "oom"
+
+
+def test_a_kill_by_somebody_else_is_not_told_as_one_for_want_of_memory(server: ServerProcess) -> None:
+    ended = server.execute("sleep 0.1; kill -9 $$")
+    assert (ended["signal"], ended["reason"]) == ("SIGKILL", None)
 
 
 def test_events_tell_the_output_as_the_reply_does(server: ServerProcess) -> None:

@@ -13,7 +13,6 @@ from agent_server.errors import Unauthorized
 from agent_server.guard import COOKIE, COOKIE_SECONDS, login_cookie
 from agent_server.http import Endpoint, reply
 from agent_server.server import Server, server_of
-from agent_server.settings import is_credential
 from tools import MASK
 
 
@@ -125,10 +124,9 @@ async def status(request: Request) -> Response:
 
 
 def _environment(server: Server) -> dict[str, str]:
-    """The server's variables; of those that clients have set only the names."""
-    own = {name: MASK if is_credential(name) else value for name, value in server.settings.environ.items()}
-    given = dict.fromkeys((*server.environment.variables, *server.connections.environ()), MASK)
-    return dict(sorted((own | given).items()))
+    """The names of the server's variables and of those that clients have set. No values: which of them are secret, a name does not tell."""
+    names = {*server.settings.environ, *server.environment.variables, *server.connections.environ()}
+    return dict.fromkeys(sorted(names), MASK)
 
 
 async def login(request: Request, body: LoginRequest) -> Response:
