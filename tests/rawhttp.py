@@ -30,3 +30,12 @@ def exchange(url: str, request: str) -> tuple[HTTPResponse, Any]:
     with connect(url) as connection:
         connection.sendall(request.encode())
         return answer(connection, request.partition(" ")[0])
+
+
+def exchange_raw(url: str, request: str) -> tuple[HTTPResponse, bytes]:
+    """Sends these lines and gives the response, and its body."""
+    with connect(url) as connection:
+        connection.sendall(request.encode())
+        response = HTTPResponse(connection, method=request.partition(" ")[0])
+        response.begin()
+        return response, response.read()
