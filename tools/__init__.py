@@ -42,12 +42,59 @@ class CommandResult(msgspec.Struct, frozen=True):
     duration: float
 
 
+class ProcessState(msgspec.Struct, frozen=True):
+    """How a command in the background stands. Of one that nobody saw the end of, neither `exit_code` nor `signal` is known.
+
+    `reason` says why it ended, where that was not its own doing.
+    """
+
+    is_running: bool
+    exit_code: int | None
+    signal: str | None
+    reason: str | None
+
+
+class ProcessOutput(msgspec.Struct, frozen=True):
+    """What a command in the background has printed, from byte `begin` to byte `end` of its masked output, and how it stands.
+
+    Units: bytes. `left_out` are missing from its middle, and are in `file`, which holds the whole if it is there; `dropped` are
+    kept nowhere.
+    """
+
+    output: str
+    begin: int
+    end: int
+    left_out: int
+    dropped: int
+    file: Path | None
+    state: ProcessState
+
+
 class ToolResult(msgspec.Struct, frozen=True):
     """What a call gives: `content` for the model, `details` (JSON values) for the log."""
 
     content: str
     details: Mapping[str, Any] = msgspec.field(default_factory=dict)
     is_error: bool = False
+
+
+class Background(Protocol):
+    """The commands in the background of the session a call is made in. They outlive the task, and end with the server.
+
+    Errors, of all: ToolError for a process that is not one of them, or of another session.
+    """
+
+    async def start(self, command: str, *, cwd: Path, timeout: float | None) -> str:
+        """Starts a command and gives its process id. Units: `timeout` in seconds. Errors: ToolError when too many run."""
+
+    async def read(self, process_id: str, *, offset: int | None, wait: float, limit: int) -> ProcessOutput:
+        """Gives its output from a byte on; without `offset`, from where the conversation's last reading of it ended.
+
+        Units: `wait` in seconds, at the most, for output or the end; `limit` in bytes, half head, half tail.
+        """
+
+    async def kill(self, process_id: str) -> ProcessState:
+        """Ends it with all its children; of one that has ended, what it left. Gives how it ended."""
 
 
 class ToolContext(Protocol):
@@ -76,6 +123,10 @@ class ToolContext(Protocol):
         Units: `timeout` in seconds, `limit` in bytes of output kept (half head, half tail). With `live`, its output is
         streamed as `tool.output` events. Cancellation: the whole process tree is dead before the error is raised.
         """
+
+    @property
+    def background(self) -> Background:
+        """The commands in the background of this session."""
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """Gives AGENTS.md (else CLAUDE.md) texts of the folders between the workspace and `path`, by path, that the

@@ -8,15 +8,12 @@ from typing import Annotated, Any
 
 import msgspec
 
-from tools import MAX_BYTES, MAX_LINES, CommandResult, Tool, ToolContext, ToolError, ToolResult
+from tools import CommandResult, Tool, ToolContext, ToolError, ToolResult
 from tools._files import name_of
+from tools._output import MAX_OUTPUT, shortened
 
 DEFAULT_TIMEOUT_MS = 120_000
 MAX_TIMEOUT_MS = 600_000
-
-MAX_OUTPUT = MAX_BYTES - 1024
-MAX_OUTPUT_LINES = MAX_LINES - 10
-"""Bytes and lines of output shown: what is told of them has room in the result, too."""
 
 
 class Arguments(msgspec.Struct, frozen=True):
@@ -25,6 +22,9 @@ class Arguments(msgspec.Struct, frozen=True):
         Annotated[int, msgspec.Meta(ge=1, le=MAX_TIMEOUT_MS)] | None, msgspec.Meta(description="Milliseconds (default 120000).")
     ] = None
     workdir: Annotated[str | None, msgspec.Meta(description="Folder to run in (default: the workspace). Use it instead of cd.")] = None
+    background: Annotated[
+        bool, msgspec.Meta(description="Start it, for what goes on such as a server, and give its process id at once; no default timeout.")
+    ] = False
     description: Annotated[str | None, msgspec.Meta(description="What the command is for, in a few words.")] = None
 
 
@@ -32,12 +32,14 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
     folder = context.resolve(arguments.workdir or ".")
     if not os.path.isdir(folder):
         raise ToolError(f"workdir {name_of(folder, context.workspace)} is not a folder.")
+    if arguments.background:
+        return await _start(arguments, folder, context)
     timeout_ms = arguments.timeout or DEFAULT_TIMEOUT_MS
     try:
         result = await context.run(arguments.command, cwd=folder, timeout=timeout_ms / 1000, limit=MAX_OUTPUT, live=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL byte in the command
         raise ToolError(f"The command could not be started: {error}") from error
-    output, is_cut = _shortened(result.output)
+    output, is_cut = shortened(result.output)
     file = result.output_file
     if is_cut and file is None:
         file = await asyncio.to_thread(_spill, context.spill_folder, result.output)
@@ -56,14 +58,11 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
     return ToolResult(content, details, is_error=result.timed_out or result.exit_code is None)
 
 
-def _shortened(output: str) -> tuple[str, bool]:
-    """The first and last lines of an output of too many."""
-    lines = output.split("\n")
-    half = MAX_OUTPUT_LINES // 2
-    left_out = len(lines) - 2 * half
-    if left_out <= 1:  # the last is what follows the last line feed
-        return output, False
-    return "\n".join([*lines[:half], f"[... {left_out} lines left out ...]", *lines[-half:]]), True
+async def _start(arguments: Arguments, folder: Path, context: ToolContext) -> ToolResult:
+    timeout = arguments.timeout / 1000 if arguments.timeout is not None else None
+    process_id = await context.background.start(arguments.command, cwd=folder, timeout=timeout)
+    content = f"Started in the background: {process_id}. bash_output gives its output, bash_kill ends it."
+    return ToolResult(content, {"processId": process_id, "background": True})
 
 
 def _spill(folder: Path, output: str) -> Path | None:
@@ -95,7 +94,7 @@ TOOL = Tool(
     description=(
         "Runs a bash command, without a terminal and without input, and gives its output and exit code. Each call is a new shell: "
         "variables and cd do not last. For files prefer read, edit, write, glob and grep. It is killed at its timeout (at most "
-        "600000 ms), with all its children. Long output is cut in the middle and kept in a file."
+        "600000 ms), with all its children. Long output is cut in the middle and kept in a file. In the background it outlives the task."
     ),
     arguments=Arguments,
     run=run,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from agent_server.calling.background import Background
 from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
@@ -47,6 +48,10 @@ class Context:
     def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
         data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}
         self._caller.say(self._caller.draft("tool.output", data))
+
+    @property
+    def background(self) -> Background:
+        return Background(self._caller, self.owner)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)

@@ -12,16 +12,19 @@ OutputSink = Callable[[str, str, int, int], None]
 class Capture:
     """The output of one command, stdout and stderr together as they came and, if `is_split`, each for itself.
 
-    Units: `limit` bytes are kept of each. `resume` is called when a full spool has been written.
+    Units: `limit` bytes are kept of each. `resume` is called when a full spool has been written. One that `is_spilled` has the
+    whole in a file, long or not.
     """
 
-    def __init__(self, limit: int, spool: Spool, sink: OutputSink, resume: Callable[[], None], *, is_split: bool) -> None:
+    def __init__(
+        self, limit: int, spool: Spool, sink: OutputSink, resume: Callable[[], None], *, is_split: bool, is_spilled: bool = False
+    ) -> None:
         self._limit, self._is_split, self._spool, self._resume = limit, is_split, spool, resume
         self._events = OutputEvents(sink)
         self._all = Excerpt(limit)
         self._only: str | None = None  # the stream that has written, while it is the only one
         self._each: dict[str, Excerpt] = {}  # kept from when both have
-        self.is_spilled = False
+        self.is_spilled = is_spilled
 
     @property
     def is_full(self) -> bool:

@@ -32,7 +32,8 @@ OOM_SCORE = b"500"
 
 class Command(msgspec.Struct, frozen=True):
     """What to run. `argv` is a sequence for execve, or a string for bash. Units: `timeout` seconds, `limit` bytes kept of
-    each of stdout, stderr and both together. In the background its input stays open; with `pty` it has a terminal."""
+    each of stdout, stderr and both together. In the background its input stays open; with `pty` it has a terminal. The whole
+    output of one that `is_spooled` is in a file from its first byte on."""
 
     argv: str | Sequence[str]
     cwd: Path
@@ -43,6 +44,7 @@ class Command(msgspec.Struct, frozen=True):
     is_split: bool = True  # keep stdout and stderr apart as well
     is_merged: bool = False  # one pipe for both, which keeps their order; all of it is stdout
     is_background: bool = False
+    is_spooled: bool = False
     pty: TerminalSize | None = None
 
     @property
@@ -60,12 +62,13 @@ class Owner(msgspec.Struct, frozen=True):
 
 class Ended(CommandResult, frozen=True):
     """A CommandResult with what the API tells besides. `reason` is set where the end was not the command's own:
-    `timeout`, `cancelled`, `oom`."""
+    `timeout`, `cancelled`, `oom`. `size` is how many bytes it has printed, of one that `is_spooled`."""
 
     process_id: str
     stdout: str
     stderr: str
     reason: str | None
+    size: int | None = None
 
 
 class Execution:
@@ -196,7 +199,10 @@ class Execution:
 
     def _take(self, name: str, data: bytes) -> None:
         if self._capture is None:
-            self._capture = Capture(self.command.limit, self._spool, self._sink, self._resume, is_split=self.command.is_split)
+            wanted = self.command
+            self._capture = Capture(
+                wanted.limit, self._spool, self._sink, self._resume, is_split=wanted.is_split, is_spilled=wanted.is_spooled
+            )
         self._capture.add(name, data)
         if self._capture.is_full:
             for pipe in self.pipes:
@@ -254,6 +260,7 @@ class Execution:
             stdout=stdout,
             stderr=stderr,
             reason=reason,
+            size=self.total if self.command.is_spooled else None,
         )
 
 

@@ -49,6 +49,11 @@ class Process:
         return self._execution
 
     @property
+    def is_left(self) -> bool:
+        """Whether a tool has left it in the background, for its session."""
+        return self.command.is_background and self.owner.tool_call_id is not None
+
+    @property
     def pid(self) -> int:
         return self.execution.pid
 

@@ -57,6 +57,11 @@ class Record(msgspec.Struct, frozen=True):
     def data(self) -> Mapping[str, Any]:
         return self.started.data
 
+    @property
+    def is_left(self) -> bool:
+        """Whether a tool has left it in the background, for its session."""
+        return bool(self.data.get("background")) and "toolCallId" in self.data
+
 
 async def find(log: EventLog, process_id: str) -> Record:
     """Gives one process.

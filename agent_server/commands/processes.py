@@ -217,6 +217,21 @@ class Processes:
         if process is not None:
             await process.wait()
 
+    def of_session(self, session_id: str) -> Sequence[Process]:
+        """Gives what tools have started in the background in a session and has not ended, also what is about to begin."""
+        return [process for process in self._running.values() if process.is_left and process.owner.session_id == session_id]
+
+    async def end_left(self, reason: str, *, session_id: str, task_id: str | None = None) -> None:
+        """Ends what tools have left in the background in a session, or in one task of it. What the kernel does not end is logged."""
+        left = [process for process in self.of_session(session_id) if task_id is None or process.owner.task_id == task_id]
+        for process in left:
+            process.reason = process.reason or reason
+        for error in await asyncio.gather(*(self.end(process.process_id) for process in left), return_exceptions=True):
+            if isinstance(error, Conflict):
+                logger.warning("a command in the background goes on: %s", error)
+            elif error is not None:
+                raise error
+
     @contextlib.asynccontextmanager
     async def lent(self, argv: Sequence[str], cwd: Path, owner: Owner) -> AsyncIterator[dict[str, str]]:
         """Gives the environment for a process that somebody else starts within the context; at its end all that carry it are dead."""
@@ -335,6 +350,8 @@ def _end(result: Ended) -> dict[str, Any]:
         data["reason"] = result.reason
     if result.output_file is not None:
         data["outputFile"] = str(result.output_file)
+    if result.size is not None:
+        data["outputBytes"] = result.size
     return {**data, "duration_ms": round(result.duration * 1000)}
 
 

@@ -182,3 +182,6 @@ class _Client:
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return {}  # of whom they were shown to nothing is known here; they can be read as files
+
+    def read_until(self, process_id: str) -> int:
+        return 0  # likewise: who wants to go on names the offset

@@ -178,6 +178,7 @@ def _call(call_id: str, name: str, arguments: str, result: Entry | None) -> dict
 async def delete(request: Request) -> Response:
     server, session_id = server_of(request), request.path_params["session_id"]
     async with server.sessions.held(session_id):
+        await server.processes.end_left("the session was deleted", session_id=session_id)
         await server.log.append(Draft("session.deleted", {}, session_id, sync=True))
         await server.log.flush()  # who lists sessions next does not find it
     return reply(request, DeletedReply(session_id, True))

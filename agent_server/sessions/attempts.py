@@ -124,6 +124,8 @@ class Attempts:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return
+        if active.is_cancelled or isinstance(error, TaskTimeout):
+            await self._around.processes.end_left("cancelled", session_id=task.session_id, task_id=task_id)
         told, phase = failure(task, error)
         state = await conversation.load(self._log, task.session_id)
         begun = set().union(*await self._unfinished(task))

@@ -42,7 +42,8 @@ class Entry(msgspec.Struct, frozen=True):
 class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
-    `began` is what session.created says, `instructions` the nested instruction files that were shown; `steps`, `cost`
+    `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
+    output of each process in the background was; `steps`, `cost`
     (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
     """
 
@@ -54,6 +55,7 @@ class Conversation:
         self.began: Mapping[str, Any] | None = None
         self.entries: list[Entry] = []
         self.instructions: set[str] = set()
+        self.read_until: dict[str, int] = {}
         self.steps = 0
         self.corrections = 0
         self.usage: Mapping[str, Any] = {}
@@ -159,7 +161,10 @@ class Conversation:
         call_id = event.data["toolCallId"]
         if self._open.pop(call_id, None) is not None:
             self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
-        self.instructions.update(event.data.get("details", {}).get("instructions", ()))
+        details = event.data.get("details", {})
+        self.instructions.update(details.get("instructions", ()))
+        if "nextOffset" in details:
+            self.read_until[details["processId"]] = details["nextOffset"]
 
     def _compacted(self, event: Event) -> None:
         until = event.data["replaces"]["untilMessageId"]

@@ -74,6 +74,9 @@ class Caller(Protocol):
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """What ToolContext gives of it, once."""
 
+    def read_until(self, process_id: str) -> int:
+        """The byte of a process's output at which the conversation's last reading of it ended."""
+
 
 class Run(msgspec.Struct):
     """A task while somebody works on it.
@@ -148,3 +151,6 @@ class Run(msgspec.Struct):
         found = nested_instructions(self.around.workspace.root, path, seen)
         seen.update(found)  # calls side by side show them once
         return found
+
+    def read_until(self, process_id: str) -> int:
+        return self.conversation.read_until.get(process_id, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import MAX_BYTES, CommandResult, ToolContext, ToolError
+from tools import MAX_BYTES, Background, CommandResult, ToolContext, ToolError
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,10 @@ class LocalContext:
         head, tail = output[: limit // 2], output[-(limit // 2) :]
         left_out = len(output) - len(head) - len(tail)
         return f"{head.decode('utf-8', 'replace')}\n[... {left_out} bytes left out ...]\n{tail.decode('utf-8', 'replace')}", file
+
+    @property
+    def background(self) -> Background:
+        raise NotImplementedError  # it is the server's: tests/test_bash_background.py
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions
