@@ -14,6 +14,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from tools._schema import schema_of
+
 MASK = "***REDACTED***"
 """What stands in every text where a secret stood. File tools refuse to write it (`refuse_mask`)."""
 
@@ -150,10 +152,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The arguments' JSON Schema, an object without references."""
-        _, components = msgspec.json.schema_components([self.arguments])
-        schema = dict(components[self.arguments.__name__])
-        schema.pop("title", None)
-        return schema
+        return schema_of(self.arguments)
 
     def parse(self, arguments: str) -> Any:
         """Validates a call's raw JSON arguments; a number given as a string is accepted.

@@ -14,6 +14,7 @@ import msgspec
 
 from agent_server.adapters import deliveries
 from agent_server.adapters.link import Link
+from agent_server.agents import AGENTS
 from agent_server.datadir import write_private
 from agent_server.errors import Draining, InstanceNotRunning, InvalidRequest, NotFound, SettingsError, TooManyRequests, Unprocessable
 from agent_server.events import Draft, LogUnavailable
@@ -143,6 +144,9 @@ class Connections:
         Errors: InvalidRequest, and nothing is changed.
         """
         chosen = self._names(names, "integrations") if names is not None else None
+        for name in chosen or ():
+            if name in self._sessions.agent.refused:
+                raise InvalidRequest(f"integrations: {self._refusal(name)}", path="integrations")
         given = {name: value for name, value in environ.items() if value != MASK}  # as GET has shown it
         for name, value in given.items():
             self._check(name, value)
@@ -183,6 +187,8 @@ class Connections:
     def _is_enabled(self, integration: Integration) -> bool:
         """Tells whether it is wanted: by name where clients or INTEGRATIONS name some, else by its variables."""
         names = self._chosen.names
+        if integration.name in self._sessions.agent.refused:
+            return False
         if names is not None:
             return integration.name in names
         return not self._missing(integration) and (self._allowed is None or integration.name in self._allowed)
@@ -193,11 +199,17 @@ class Connections:
         if link is not None:
             return State(integration.name, is_enabled, link.status, missing, link.error)
         error = None
-        if is_enabled and integration.start is None:
+        if integration.name in self._sessions.agent.refused and not missing:
+            error = self._refusal(integration.name)
+        elif is_enabled and integration.start is None:
             error = f"{integration.name} is not available in this version of agent-server."
         elif is_enabled and missing:
             error = f"Set {' and '.join(missing)}; then it connects."
         return State(integration.name, is_enabled, "disabled", missing, error)
+
+    def _refusal(self, name: str) -> str:
+        taking = " or ".join(agent.name for agent in AGENTS.values() if name not in agent.refused)
+        return f"{name} does not reach an agent of the type {self._sessions.agent.name}; start the server with AGENT_TYPE={taking}."
 
     async def _apply(self) -> list[Link]:
         """Stops and starts what differs from what is wanted, and gives what it started. What goes on as it is is left alone."""

@@ -1,26 +1,33 @@
 """The system prompt: stable parts first, no clock, so that a provider's cache holds it."""
 
+import logging
 import os
 import platform
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date
 from pathlib import Path
 
-from agent_server.agents import Agent
+from agent_server.agents import INSTRUCTIONS, Agent
+from tools._contents import first_bytes
+from tools._skills import catalogue, find
 
-INSTRUCTION_FILES = ("AGENTS.md", "CLAUDE.md")
-"""The first of these in a folder holds its instructions."""
+PART_MAX = 20_000
+PARTS_MAX = 60_000
+"""Characters of one file of the workspace that are shown in a prompt, and of all together."""
 
-INSTRUCTIONS_MAX = 20_000
-"""Characters of one instruction file that are shown."""
+CHARACTER_BYTES = 4
+"""Bytes of a character in UTF-8 at the most: so much is read of a file for each that may be shown."""
+
+logger = logging.getLogger(__name__)
 
 
 def system_prompt(agent: Agent, workspace: Path, day: date) -> str:
-    """Gives the agent's own text, the environment, and the workspace's instructions. Reads files: blocks for some ms."""
+    """Gives the agent's own text, the environment, and what the workspace adds. Reads files: blocks for some ms."""
     texts = [Path(__file__).with_name(name).read_text("utf-8").strip() for name in agent.prompts]
     texts.append(_environment(workspace, day))
-    if (found := instructions(workspace)) is not None:
-        texts.append(f"Instructions of this workspace, from {found[0].name}:\n\n{found[1]}")
+    texts += _parts(agent.parts, workspace)
+    if (skills := catalogue(find(workspace))) is not None:
+        texts.append(skills)
     return "\n\n".join(texts)
 
 
@@ -35,18 +42,49 @@ def _environment(workspace: Path, day: date) -> str:
     return "Environment:\n" + "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
 
 
-def instructions(folder: Path) -> tuple[Path, str] | None:
-    """Gives a folder's instruction file and its text, cut at INSTRUCTIONS_MAX; None when it has none that can be read."""
-    for name in INSTRUCTION_FILES:
-        path = folder / name
+def _parts(wanted: Sequence[Collection[str]], workspace: Path) -> Iterator[str]:
+    left = PARTS_MAX
+    for names in wanted:
+        if (found := _first(workspace, names, workspace)) is not None:
+            path, text = found
+            shown, left = text[: min(PART_MAX, left)], left - min(PART_MAX, left, len(text))
+            yield f"Instructions of this workspace, from {path.name}:\n\n{shown}{_cut(path, text, len(shown))}"
+
+
+def instructions(folder: Path, workspace: Path) -> tuple[Path, str] | None:
+    """Gives a folder's instruction file and its text, cut at PART_MAX; None when it has none that can be read."""
+    found = _first(folder, INSTRUCTIONS, workspace)
+    return found and (found[0], found[1][:PART_MAX] + _cut(*found, PART_MAX))
+
+
+def _cut(path: Path, text: str, shown: int) -> str:
+    return f"\n[cut: the file is longer; read {path.name} for the rest]" if len(text) > shown else ""
+
+
+def _first(folder: Path, names: Collection[str], workspace: Path) -> tuple[Path, str] | None:
+    """Gives the first of these files that has a text, and that, or the beginning of a very long one."""
+    for name in names:
         try:
-            text = path.read_text("utf-8", "replace").strip()
-        except OSError:
+            if text := _text(folder / name, workspace):
+                return folder / name, text
+        except FileNotFoundError:
             continue
-        if len(text) > INSTRUCTIONS_MAX:
-            text = f"{text[:INSTRUCTIONS_MAX]}\n[cut: the file is longer; read {path.name} for the rest]"
-        return path, text
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+            logger.warning("%s is left out of the prompt: %s", name, error)
     return None
+
+
+def _text(path: Path, workspace: Path) -> str:
+    """Gives the text of a regular file of the workspace. What a link leads to elsewhere is not the workspace's to tell.
+
+    Errors: OSError, ValueError.
+    """
+    if not path.resolve().is_relative_to(workspace):
+        raise ValueError("it leads out of the workspace")
+    data = first_bytes(path, (PART_MAX + 1) * CHARACTER_BYTES)
+    if b"\0" in data:
+        raise ValueError("it is no text")
+    return data.decode("utf-8", "replace").removeprefix("\ufeff").strip()
 
 
 def nested_instructions(workspace: Path, path: Path, seen: Collection[str]) -> dict[str, str]:
@@ -54,7 +92,7 @@ def nested_instructions(workspace: Path, path: Path, seen: Collection[str]) -> d
     found: dict[str, str] = {}
     if path.is_relative_to(workspace):
         for folder in reversed(path.parents):
-            if folder != workspace and folder.is_relative_to(workspace) and (file := instructions(folder)) is not None:
+            if folder != workspace and folder.is_relative_to(workspace) and (file := instructions(folder, workspace)) is not None:
                 name = str(file[0].relative_to(workspace))
                 if name not in seen:
                     found[name] = file[1]

@@ -18,6 +18,7 @@ from agent_server.sessions import conversation, session_index
 from agent_server.sessions.compaction import compact as compact_session
 from agent_server.sessions.conversation import Entry
 from agent_server.sessions.fork import fork as fork_session
+from agent_server.sessions.todos import todos as newest_todos
 from agent_server.wire import timestamp
 
 PAGE_BYTES = 8 << 20
@@ -75,6 +76,17 @@ class MessageList(msgspec.Struct, frozen=True, rename="camel"):
 class MessagesQuery(msgspec.Struct, frozen=True):
     limit: Annotated[int, Meta(ge=1, le=200)] = 50
     cursor: Annotated[str, Meta(min_length=1, max_length=64, description="nextCursor of the page before")] | None = None
+
+
+class TodoReply(msgspec.Struct, frozen=True):
+    content: str
+    status: Literal["pending", "in_progress", "completed", "cancelled"]
+    priority: Literal["high", "medium", "low"]
+
+
+class TodoList(msgspec.Struct, frozen=True, rename="camel"):
+    session_id: str
+    todos: list[TodoReply]
 
 
 class DeletedReply(msgspec.Struct, frozen=True, rename="camel"):
@@ -138,6 +150,12 @@ async def messages(request: Request, query: MessagesQuery) -> Response:
             break
     cursor = page[-1]["messageId"] if page and begin + len(page) < len(turns) else None
     return reply(request, {"messages": page, "nextCursor": cursor})
+
+
+async def todos(request: Request) -> Response:
+    log, session_id = server_of(request).log, request.path_params["session_id"]
+    await session_index.find(log, session_id)
+    return reply(request, {"sessionId": session_id, "todos": await newest_todos(log, session_id)})
 
 
 def _turns(entries: Sequence[Entry]) -> Iterator[list[Entry]]:
@@ -214,6 +232,14 @@ ROUTES = (
         "Show a session's conversation as its next task is given it, oldest first",
         query=MessagesQuery,
         replies={200: MessageList},
+        errors=(404,),
+    ),
+    Endpoint(
+        "GET",
+        "/sessions/{session_id}/todos",
+        todos,
+        "Show the todo list that a session's agent wrote last",
+        replies={200: TodoList},
         errors=(404,),
     ),
     Endpoint("DELETE", "/sessions/{session_id}", delete, "Forget a session", replies={200: DeletedReply}, errors=_BUSY),

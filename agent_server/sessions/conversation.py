@@ -27,7 +27,8 @@ ANSWER = (
 class Entry(msgspec.Struct, frozen=True):
     """One message in its place. A tool's result has the id of the message that made the call, so that an id names a whole turn.
 
-    `created_at` is Unix milliseconds; `instructions` names the nested instruction files that a result showed.
+    `created_at` is Unix milliseconds; `instructions` names the nested instruction files that a result showed, `todos` is the list
+    that a call wrote.
     """
 
     message_id: str
@@ -37,6 +38,7 @@ class Entry(msgspec.Struct, frozen=True):
     is_error: bool = False
     is_summary: bool = False
     instructions: tuple[str, ...] = ()
+    todos: Sequence[Mapping[str, Any]] | None = None
 
 
 class Conversation:
@@ -214,9 +216,10 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
 
 def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None = None) -> Entry:
     message = Message("tool", (Text(data["output"]),), tool_call_id=call_id)
-    shown = tuple(data.get("details", {}).get("instructions", ()))
+    details = data.get("details", {})
+    shown = tuple(details.get("instructions", ()))
     at = asked.created_at if at is None else at
-    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown)
+    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown, todos=details.get("todos"))
 
 
 def prompt_id(task_id: str) -> str:
@@ -244,6 +247,7 @@ def parts_to_wire(content: Sequence[Part]) -> list[dict[str, Any]]:
 def entry_to_wire(entry: Entry) -> dict[str, Any]:
     """Gives an entry as message.copied says it: `entry_from_wire` makes the same bytes for a provider of it."""
     message = entry.message
+    lists = {"todos": entry.todos} if entry.todos is not None else {}
     return {
         "messageId": entry.message_id,
         "role": message.role,
@@ -256,6 +260,7 @@ def entry_to_wire(entry: Entry) -> dict[str, Any]:
         "isError": entry.is_error,
         "isSummary": entry.is_summary,
         "instructions": entry.instructions,
+        **lists,
     }
 
 
@@ -263,7 +268,7 @@ def entry_from_wire(data: Mapping[str, Any]) -> Entry:
     calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in data["toolCalls"])
     message = Message(data["role"], parts(data["content"]), calls, data["toolCallId"], data["reasoning"])
     flags = (data["isError"], data["isSummary"], tuple(data["instructions"]))
-    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags)
+    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags, todos=data.get("todos"))
 
 
 def standing(events: Iterable[Event]) -> list[Event]:

@@ -7,13 +7,13 @@ from tools import Tool, load
 
 TOOLS = load()
 
-MAX_SCHEMAS = 6 * 1024
+MAX_SCHEMAS = 12 * 1024
 """Bytes of all tools as they are sent with each request of a model."""
 
 
 def test_every_file_is_a_tool() -> None:
-    assert sorted(TOOLS) == ["bash", "bash_kill", "bash_output", "edit", "glob", "grep", "list", "read", "write"]
-    assert {tool.name for tool in TOOLS.values() if tool.read_only} == {"bash_output", "read", "glob", "grep", "list"}
+    assert sorted(TOOLS) == ["bash", "bash_kill", "bash_output", "edit", "glob", "grep", "list", "read", "skill", "todowrite", "write"]
+    assert {tool.name for tool in TOOLS.values() if tool.read_only} == {"bash_output", "read", "glob", "grep", "list", "skill", "todowrite"}
 
 
 @pytest.mark.parametrize("tool", TOOLS.values(), ids=list(TOOLS))
