@@ -116,6 +116,8 @@ class _Printed:
         half = limit // 2
         place, head = await self._piece(begin, begin + half)
         _, tail = await self._piece(end - (limit - half), end)
+        if not head and not tail:
+            return self._told("", end, end, 0, end - begin)
         start = next((at for at in range(min(4, len(tail))) if tail[at] & 0xC0 != 0x80), 0)
         first, cut = _decoded(head, is_open=True)
         last, held_back = _decoded(tail[start:], is_open=is_open)
