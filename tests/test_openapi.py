@@ -54,6 +54,7 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         *("/integrations", "/integrations/{name}/webhook", "/env"),
         *("/tasks/{task_id}/messages", "/tasks/{task_id}/tool-results", "/sessions", "/sessions/{session_id}"),
         *("/sessions/{session_id}/messages", "/sessions/{session_id}/fork", "/sessions/{session_id}/compact"),
+        "/sessions/{session_id}/todos",
         *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
         *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
         *("/snapshot", "/snapshots", "/snapshots/{snapshot}", "/snapshots/{snapshot}/archive", "/snapshots/{snapshot}/restore"),
@@ -258,6 +259,7 @@ def test_sessions_are_as_described_with_all_that_is_done_to_them(server: ServerP
     server.wait_for(task_id, "tool.requested")
     assert check("get", "/tasks/{task_id}", server.get(f"/tasks/{task_id}"))["phase"] == "waiting"
     check("get", "/sessions/{session_id}/messages", server.get("/sessions/described/messages"))
+    check("get", "/sessions/{session_id}/todos", server.get("/sessions/described/todos"))
     check("post", "/sessions/{session_id}/compact", server.post("/sessions/described/compact"))
     check("post", "/tasks/{task_id}/messages", server.post(f"/tasks/{task_id}/messages", {"prompt": "more"}))
     result = {"toolCallId": "call_mine", "output": [1]}

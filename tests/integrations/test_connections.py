@@ -233,3 +233,36 @@ def test_the_documentation_lists_every_integration_and_its_variables() -> None:
         rows[name] = (tuple(re.findall("`(.+?)`", required)), tuple(re.findall("`(.+?)`", optional)), is_here == "yes")
     assert rows == {name: (one.required_env, one.optional_env, one.start is not None) for name, one in load().items()}
     assert NOTICE in " ".join(text.split())
+
+
+# Which agents they reach
+
+DISCORD = {name: f"value-of-{name}" for name in REQUIRED["Discord"]}
+
+
+def test_discord_is_refused_for_opencode(tmp_path: Path) -> None:
+    with serving(tmp_path, AGENT_TYPE="opencode") as server:
+        for body in ({"integrations": ["GitHub", "discord"]}, {"integrations": ["Discord"], "integrationEnv": DISCORD}):
+            message = refused(server, body)
+            assert "Discord does not reach an agent of the type opencode; start the server with AGENT_TYPE=moltbot." in message
+        put(server, {"integrationEnv": DISCORD})
+        shown = state(server, "Discord")
+        assert (shown["enabled"], shown["status"]) == (False, "disabled")
+        assert "AGENT_TYPE=moltbot" in shown["error"]
+
+
+def test_variables_of_discord_in_the_environment_do_not_enable_it_for_opencode(tmp_path: Path) -> None:
+    with serving(tmp_path, AGENT_TYPE="opencode", INTEGRATIONS="Discord,GitHub", **DISCORD) as server:
+        assert state(server, "Discord")["enabled"] is False
+        assert "AGENT_TYPE=moltbot" in state(server, "Discord")["error"]
+
+
+def test_discord_is_not_refused_for_moltbot_and_its_choice_does_not_hold_for_opencode(tmp_path: Path) -> None:
+    with serving(tmp_path, AGENT_TYPE="moltbot") as server:
+        put(server, {"integrations": ["Discord"], "integrationEnv": DISCORD})
+        assert state(server, "Discord")["enabled"] is True
+        assert "not available in this version" in state(server, "Discord")["error"]
+        server.stop()
+        server.start(AGENT_TYPE="opencode")
+        assert state(server, "Discord")["enabled"] is False
+        assert "AGENT_TYPE=moltbot" in state(server, "Discord")["error"]
