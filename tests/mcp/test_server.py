@@ -415,3 +415,16 @@ async def test_a_call_that_a_kill_cut_off_is_told_as_interrupted_and_not_run_aga
         server.stop()
         server.start()
         assert len(told(server, 0, "tool.finished")) == 1
+
+
+async def test_a_command_in_the_background_is_read_from_its_beginning_unless_an_offset_is_given(server: ServerProcess) -> None:
+    async with connected(server) as client:
+        started = text(await client.call_tool("bash", {"command": "echo one; exec sleep 300", "background": True}))
+        process_id = started.removeprefix("Started in the background: ").split(".")[0]
+        first = await client.call_tool("bash_output", {"processId": process_id, "wait": 20_000})
+        again = await client.call_tool("bash_output", {"processId": process_id})
+        rest = await client.call_tool("bash_output", {"processId": process_id, "offset": 4})
+        assert text(first) == text(again) == "one\n(Running. Next offset: 4.)"
+        assert text(rest) == "(nothing new)\n(Running. Next offset: 4.)"
+        assert text(await client.call_tool("bash_kill", {"processId": process_id})) == "Ended by SIGTERM: killed."
+    assert server.get(f"/processes/{process_id}").json()["sessionId"] == "mcp"
