@@ -407,3 +407,21 @@ def test_a_task_that_goes_on_after_a_kill_learns_that_its_process_is_gone(agent:
     assert [end["interrupted"] for end in ends] == [False, True, False]
     assert "the server ended before it" in ends[-1]["output"]
     assert not is_alive(child)
+
+
+@pytest.mark.parametrize("kind", ["process.started", "tool.finished"])
+def test_a_kill_as_it_starts_leaves_nothing_and_starts_nothing_twice(agent: Agent, kind: str) -> None:
+    command = f"echo begun >> {agent.folder}/log; exec sleep 300"
+    task_id = agent.submit(("bash", {"command": command, "background": True}))
+    agent.server.kill_at(task_id, kind)
+    agent.model.script({"text": "Done."})
+    agent.server.start()
+    assert agent.server.finish(task_id)["status"] == "completed"
+    told = agent.server.task_events(task_id)
+    (started,) = of_type(told, "process.started")
+    (end,) = of_type(told, "tool.finished")
+    assert end["interrupted"] or end["details"]["processId"] == started["processId"]
+    shown = agent.shown(started["processId"])
+    assert (shown["status"], shown["reason"]) == ("exited", "the server ended before it")
+    assert "the server ended before it" in agent.call("bash_output", processId=started["processId"])["output"]
+    assert not (agent.folder / "log").exists() or (agent.folder / "log").read_text() == "begun\n"

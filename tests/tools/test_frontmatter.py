@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tools._frontmatter import MOST_LINES, FrontMatterInvalid, parse
 
@@ -64,3 +66,19 @@ def test_what_is_no_text_is_empty(written: str) -> None:
 def test_what_is_no_front_matter_is_refused_with_its_reason(text: str, why: str) -> None:
     with pytest.raises(FrontMatterInvalid, match=why):
         parse(text)
+
+
+PIECES = st.sampled_from(
+    ["name", ":", " ", "\n", "---", "\n---\n", "'", '"', "\\", "x", "\\x4", "\\u", "|", ">", "-", "#", "[", "\t", "\r", "\0", "é", "\u2028"]
+)
+
+
+@given(st.lists(PIECES).map("".join) | st.text())
+def test_whatever_is_written_is_read_or_refused(text: str) -> None:
+    for written in (text, f"---\n{text}\n---\n", f"---\nname: {text}\n---\n"):
+        try:
+            fields, rest = parse(written)
+        except FrontMatterInvalid:
+            continue
+        assert all(value == " ".join(value.split()) for value in fields.values())
+        assert rest in written.replace("\r\n", "\n")
