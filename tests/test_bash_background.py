@@ -306,7 +306,7 @@ def test_a_cancelled_task_takes_what_it_started_along_and_nothing_else(agent: Ag
 
 def test_a_task_at_its_timeout_takes_what_it_started_along(agent: Agent) -> None:
     own = ("bash", {"command": TREE, "background": True, "workdir": agent.session})
-    task_id = agent.submit(own, ("bash", {"command": "sleep 300"}), timeout=2000)
+    task_id = agent.submit(own, ("bash", {"command": "sleep 300"}), timeout=4000)
     child = agent.pid("child")
     assert agent.server.finish(task_id)["error"]["code"] == "TASK_TIMEOUT"
     assert not is_alive(child)
