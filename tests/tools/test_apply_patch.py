@@ -1,3 +1,4 @@
+import asyncio
 import difflib
 import json
 import os
@@ -317,6 +318,19 @@ async def test_encodings_are_kept(context: ToolContext, workspace: Path, before:
     (workspace / "f").write_bytes(before)
     await patch(context, "*** Update File: f", "@@", "-x", "+é")
     assert (workspace / "f").read_bytes() == after
+
+
+async def test_patches_at_the_same_time_are_all_kept_and_never_wait_for_each_other(context: ToolContext, workspace: Path) -> None:
+    names = [f"{n}.txt" for n in range(12)]
+    for name in names:
+        (workspace / name).write_text("".join(f"<{n}>\n" for n in range(30)))
+
+    def change(n: int) -> list[str]:
+        order = names if n % 2 else names[::-1]
+        return [line for name in order for line in (f"*** Update File: {name}", f"-<{n}>", f"+[{n}]")]
+
+    await asyncio.gather(*(patch(context, *change(n)) for n in range(30)))
+    assert {(workspace / name).read_text() for name in names} == {"".join(f"[{n}]\n" for n in range(30))}
 
 
 LINE = st.sampled_from(["a", "b", "", "  a", "\tb", "“q”", "*** End Patch", "@@ x", "-a", "+a", " ", "é", "a \u00a0"])
