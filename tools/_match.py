@@ -8,18 +8,22 @@ fuzzier is left out on purpose: an edit at the wrong place costs more than an er
 import difflib
 import heapq
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 import msgspec
 
-from tools._text import ELLIPSIS, KINDS, NEWLINE
+from tools._text import ELLIPSIS, KINDS, NEWLINE, plain
 
 MAX_LOOSE = 1 << 20
 MAX_LOOSE_OLD = 16 << 10
 """Characters of a file that is searched loosely, and of the text looked for: nothing else runs while a regular
 expression is compiled and searched."""
+
+MAX_WORK = 20_000_000
+"""Characters that are compared at most, for the same reason."""
 
 MAX_PLACES = 100_000
 """Places looked for."""
@@ -68,7 +72,7 @@ def find(text: str, old: str, new: str) -> Found:
         ("", lambda: _exact(text, old, new)),
         ("line endings", lambda: _other_endings(text, old_lines, new)),
     ]
-    if old.strip() and len(text) <= MAX_LOOSE and len(old) <= MAX_LOOSE_OLD:
+    if old.strip() and len(text) <= MAX_LOOSE and len(old) <= MAX_LOOSE_OLD and _may_be_loose(text, old_lines):
         ways += [
             ("trailing white space", lambda: _loose(text, old_lines, new, re.escape)),
             ("white space and typographic characters", lambda: _loose(text, old_lines, new, _alike)),
@@ -94,11 +98,17 @@ def _splits_ending(text: str, index: int) -> bool:
 
 
 def _other_endings(text: str, old: str, new: str) -> Iterator[Place]:
-    if "\n" not in old:
-        yield from _exact(text, old, new)
-        return
-    for match in re.finditer(f"(?=({_NEWLINE.join(map(re.escape, old.split(chr(10))))}))", text):
-        yield Place(match.start(1), match.end(1), new)
+    pairs = [match.start() - number for number, match in enumerate(re.finditer("\r\n", text))]
+    for place in _exact(NEWLINE.sub("\n", text), old, new):
+        start, end = (at + bisect_left(pairs, at) for at in (place.start, place.end))
+        yield Place(start, end, new)
+
+
+def _may_be_loose(text: str, old: str) -> bool:
+    """Whether `old` stands in the text when all is forgiven, and how often its beginning does lets it be searched in time."""
+    form, wanted = (plain("\n".join(map(str.strip, NEWLINE.split(each)))) for each in (text, old))
+    begin = "\n".join(wanted.split("\n")[:3])
+    return wanted in form and form.count(begin) * len(old) <= MAX_WORK
 
 
 def _loose(text: str, old: str, new: str, escape: Callable[[str], str]) -> Iterator[Place]:

@@ -16,7 +16,9 @@ Nothing here touches a file.
 
 import posixpath
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Literal
 
 import msgspec
@@ -31,6 +33,9 @@ MAX_FILES = 500
 
 MAX_LINE = 200
 """Characters of a line shown in an error."""
+
+MAX_BLANK = 10
+"""Empty lines at a hunk's end that need not be in the file."""
 
 _BEGIN, _END, _EOF = "*** Begin Patch", "*** End Patch", "*** End of File"
 _HEADERS = {"*** Add File:": "add", "*** Delete File:": "delete", "*** Update File:": "update"}
@@ -204,7 +209,9 @@ def _place(seeker: "_Seeker", hunk: Hunk, name: str, text: FileText) -> tuple[in
     if not old:
         return seeker.end if hunk.is_end or not hunk.contexts else seeker.at, changes
     at = seeker.find(old, is_end=hunk.is_end)
-    while at is None and len(old) > 1 and not old[-1].strip():
+    for _ in range(MAX_BLANK):
+        if at is not None or len(old) < 2 or old[-1].strip():
+            break
         # Often an empty line only stands for the end of the one before.
         old, changes = old[:-1], _without_last(changes)
         at = seeker.find(old, is_end=hunk.is_end)
@@ -233,12 +240,12 @@ def _missing(name: str, text: FileText, hunk: Hunk, what: str, wanted: str) -> T
 
 
 class _Seeker:
-    """Looks for lines in a file, from `at` on."""
+    """Looks for lines in a file, from `at` on. It does so in whole texts, whose search takes no more than their length."""
 
     def __init__(self, lines: list[str]) -> None:
         self.at = 0
         self._lines = lines
-        self._forms: dict[int, list[str]] = {}
+        self._forms: dict[int, tuple[str, list[int]]] = {}
 
     @property
     def end(self) -> int:
@@ -248,19 +255,23 @@ class _Seeker:
     def find(self, wanted: Sequence[str], *, is_end: bool = False) -> int | None:
         """Gives where the lines stand, found by the strictest way that finds them; with `is_end`, only at the end of the file."""
         for number, way in enumerate(WAYS):
-            if number not in self._forms:
-                self._forms[number] = [way(line) for line in self._lines]
-            lines, old = self._forms[number], [way(line) for line in wanted]
-            for at in self._starts(len(old), is_end=is_end):
-                if lines[at] == old[0] and lines[at : at + len(old)] == old:
-                    return at
+            text, starts = self._form(number)
+            old = "\n".join(["", *map(way, wanted), ""])
+            at = self._last(text, old) if is_end else text.find(old, starts[self.at])
+            if at >= starts[self.at]:
+                return bisect_left(starts, at)
         return None
 
-    def _starts(self, length: int, *, is_end: bool) -> Sequence[int]:
-        last = len(self._lines) - length
-        if not is_end:
-            return range(self.at, last + 1)
-        blank = 0  # empty lines at the end do not count
-        while blank < len(self._lines) and not self._lines[-1 - blank].strip():
-            blank += 1
-        return [at for at in range(last, last - blank - 1, -1) if at >= self.at]
+    @staticmethod
+    def _last(text: str, old: str) -> int:
+        """The last place, when only empty lines follow it; -1 when there is none. Backwards, as rfind may take very long."""
+        at = text[::-1].find(old[::-1])
+        return len(text) - at - len(old) if at >= 0 and not text[len(text) - at :].strip() else -1
+
+    def _form(self, number: int) -> tuple[str, list[int]]:
+        """The file's lines as one way has them, each between line feeds, and where the line feed before each is."""
+        if number not in self._forms:
+            lines = list(map(WAYS[number], self._lines))
+            starts = [0, *accumulate(len(line) + 1 for line in lines)]
+            self._forms[number] = "\n".join(["", *lines, ""]), starts
+        return self._forms[number]

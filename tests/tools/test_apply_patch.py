@@ -3,6 +3,7 @@ import difflib
 import json
 import os
 import stat
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -331,6 +332,18 @@ async def test_patches_at_the_same_time_are_all_kept_and_never_wait_for_each_oth
 
     await asyncio.gather(*(patch(context, *change(n)) for n in range(30)))
     assert {(workspace / name).read_text() for name in names} == {"".join(f"[{n}]\n" for n in range(30))}
+
+
+@pytest.mark.parametrize("ends", [[], ["*** End of File"]])
+@pytest.mark.parametrize("hunk", [["-a"] * 1_000 + ["-b"], ["-b"] + ["-a"] * 1_000, ["-a"] * 100 + [""] * 1_000 + ["-a"]])
+async def test_a_hunk_of_lines_that_repeat_is_sought_in_time(
+    context: ToolContext, workspace: Path, hunk: list[str], ends: list[str]
+) -> None:
+    (workspace / "f").write_text("a\n" * 200_000)
+    start = time.process_time()
+    with pytest.raises(ToolError, match="does not fit"):
+        await patch(context, "*** Update File: f", "@@", *hunk, *ends)
+    assert time.process_time() - start < 10
 
 
 LINE = st.sampled_from(["a", "b", "", "  a", "\tb", "“q”", "*** End Patch", "@@ x", "-a", "+a", " ", "é", "a \u00a0"])

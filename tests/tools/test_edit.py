@@ -268,3 +268,12 @@ async def test_a_search_in_a_large_file_does_not_take_long(context: ToolContext,
     with pytest.raises(ToolError, match="most similar"):
         await edit(context, "a", "value = compute(1)\nvalue = compute(values)\n", "")
     assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("old", ["a \n" * 3_000 + "b", "a \n" * 3_000 + "a", "b \n" + "a \n" * 3_000, "\ta\n" * 3_000])
+async def test_lines_that_repeat_are_sought_in_time(context: ToolContext, workspace: Path, old: str) -> None:
+    (workspace / "a").write_text("a\n" * 200_000)
+    start = time.process_time()
+    with pytest.raises(ToolError, match="nothing was changed"):
+        await edit(context, "a", old, "")
+    assert time.process_time() - start < 10
