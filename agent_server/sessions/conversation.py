@@ -232,8 +232,8 @@ def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
         files.pop(name, None)
         if stamp is not None:
             files[name] = stamp
-    while len(files) > MAX_FILES:
-        del files[next(iter(files))]
+    for name in list(files)[: max(0, len(files) - MAX_FILES)]:  # a copy: calls side by side do this in threads
+        files.pop(name, None)
 
 
 def prompt_id(task_id: str) -> str:
