@@ -63,15 +63,16 @@ def _apply(steps: Sequence[_Step], context: ToolContext) -> ToolResult:
         work = _Work(context)
         for step in steps:
             work.take(step)
+        names = [name_of(path, context.workspace) for path in work.files]
         try:
             replace_together(work.files)
         except NotTakenBack as error:
-            raise ToolError(f"The patch was applied only in part, look at its files: {showable(str(error))}.") from error
+            text = f"Error: the patch was applied only in part, look at its files: {showable(str(error))}."
+            return ToolResult(text, {"paths": names}, is_error=True)
         except OSError as error:
             raise ToolError(f"The patch cannot be applied; nothing was changed: {showable(str(error))}.") from error
         for path, new in work.files.items():
             context.saw(path, stamp(new.data, path) if new is not None else None)
-    names = [name_of(path, context.workspace) for path in work.files]
     details = {"paths": names, "diff": _joined(work.diffs)}
     return ToolResult("\n".join(["Applied the patch:", *work.told]), details)
 

@@ -232,8 +232,9 @@ def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
         files.pop(name, None)
         if stamp is not None:
             files[name] = stamp
-    for name in list(files)[: max(0, len(files) - MAX_FILES)]:  # a copy: calls side by side do this in threads
-        files.pop(name, None)
+    if len(files) > MAX_FILES:
+        for name in list(files)[:-MAX_FILES]:  # a copy: calls side by side do this in threads
+            files.pop(name, None)
 
 
 def prompt_id(task_id: str) -> str:
