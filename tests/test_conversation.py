@@ -11,7 +11,7 @@ from agent_server.events import CONTEXT, Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message
-from agent_server.sessions.conversation import Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id
+from agent_server.sessions.conversation import MAX_FILES, Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id, remember
 from tests.emulators.history import complaint
 
 ENDPOINT = Endpoint("http://127.0.0.1/v1", None, {}, "m", "openai-compatible")
@@ -168,3 +168,13 @@ def test_a_compaction_lets_nested_instructions_be_shown_again() -> None:
     told = {"messageId": "msg_s", "summary": "s", "replaces": {"untilMessageId": history.ids[-1]}}
     conversation.apply(Event(99, 99, "session.compacted", told, "sess_1"))
     assert conversation.instructions == set()
+
+
+def test_the_stamps_of_the_newest_files_are_kept() -> None:
+    files: dict[str, str] = {}
+    for n in range(MAX_FILES + 3):
+        remember(files, {f"f{n}": "old"})
+    remember(files, {"f3": "new", "f4": None, "gone": None})
+    assert "f2" not in files
+    assert "f4" not in files
+    assert (len(files), list(files)[-1], files["f3"]) == (MAX_FILES - 1, "f3", "new")

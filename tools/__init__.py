@@ -72,12 +72,20 @@ class ProcessOutput(msgspec.Struct, frozen=True):
     state: ProcessState
 
 
+class Picture(msgspec.Struct, frozen=True):
+    """An image that goes with a result: a media type such as `image/png`, and base64 data."""
+
+    media_type: str
+    data: str
+
+
 class ToolResult(msgspec.Struct, frozen=True):
-    """What a call gives: `content` for the model, `details` (JSON values) for the log."""
+    """What a call gives: `content` and `pictures` for the model, `details` (JSON values) for the log."""
 
     content: str
     details: Mapping[str, Any] = msgspec.field(default_factory=dict)
     is_error: bool = False
+    pictures: tuple[Picture, ...] = ()
 
 
 class Background(Protocol):
@@ -133,6 +141,13 @@ class ToolContext(Protocol):
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """Gives AGENTS.md (else CLAUDE.md) texts of the folders between the workspace and `path`, by path, that the
         conversation has not seen. A tool that shows them puts their paths into `details["instructions"]`."""
+
+    def stamp_of(self, path: Path) -> str | None:
+        """Gives what the session knows of a file: the stamp of when it was last read or written in it. May be called in a thread."""
+
+    def saw(self, path: Path, stamp: str | None) -> None:
+        """Notes, for the session, how a file is that the call has read or written; None when it is gone. May be called in a thread.
+        It is in the log with the call's result, also when that is an error."""
 
 
 class Tool(msgspec.Struct, frozen=True, dict=True):

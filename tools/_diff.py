@@ -14,13 +14,19 @@ CONTEXT = 3
 """Unchanged lines around a change."""
 
 
-def unified_diff(old: str | None, new: str, name: str) -> str:
-    """Gives the diff, the empty string when nothing changed; `old` is None for a file that was not there."""
-    if old == new:
+def unified_diff(old: str | None, new: str | None, name: str, new_name: str | None = None) -> str:
+    """Gives the diff, the empty string when nothing changed.
+
+    `old` is None for a file that was not there, `new` for one that is removed; `new_name` is where a file was moved.
+    """
+    if old == new and new_name in (None, name):
         return ""
-    kept = [f"--- {'/dev/null' if old is None else f'a/{name}'}\n", f"+++ b/{name}\n"]
+    kept = [
+        f"--- {'/dev/null' if old is None else f'a/{name}'}\n",
+        f"+++ {'/dev/null' if new is None else f'b/{new_name or name}'}\n",
+    ]
     size = sum(map(len, kept))
-    for line in _hunks(_lines(old or ""), _lines(new)):
+    for line in _hunks(_lines(old or ""), _lines(new or "")):
         size += len(line)
         if size > MAX_DIFF:
             kept.append("[the rest of the diff is left out]\n")

@@ -1,16 +1,17 @@
 """What the tools that touch files share: how a file is named to the model, checked, locked and replaced."""
 
 import difflib
+import hashlib
 import os
 import stat
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from tools import ToolError
+from tools import ToolContext, ToolError
 
 MAX_WHOLE = 8 << 20
 """Bytes of a file that is taken into memory as a whole: an edit needs several times as much for a moment."""
@@ -43,7 +44,46 @@ def lock_of(path: Path) -> threading.Lock:
     It is a lock of threads: a cancelled call gives up waiting for its thread, but the thread still finishes its write.
     Two files may share one, and then wait for each other.
     """
-    return _LOCKS[hash(path) % len(_LOCKS)]
+    return _LOCKS[_number(path)]
+
+
+@contextmanager
+def locks_of(paths: Iterable[Path]) -> Iterator[None]:
+    """Holds the locks of several files: always taken in one order, so that two calls never wait for each other."""
+    with ExitStack() as stack:
+        for number in sorted(set(map(_number, paths))):
+            stack.enter_context(_LOCKS[number])
+        yield
+
+
+def _number(path: Path) -> int:
+    return hash(path) % len(_LOCKS)
+
+
+def read_whole(path: Path, state: os.stat_result) -> bytes | None:
+    """Gives the bytes of a file; None for one of more than MAX_WHOLE."""
+    if state.st_size > MAX_WHOLE:
+        return None
+    with path.open("rb") as file:
+        data = file.read(MAX_WHOLE + 1)
+    return data if len(data) <= MAX_WHOLE else None
+
+
+def stamp(data: bytes | None, path: Path) -> str:
+    """Gives a text that tells this content of a file from every other; of a large file, whose `data` may be None, its present state."""
+    if data is None or len(data) > MAX_WHOLE:
+        state = path.stat()
+        return f"{state.st_size}-{state.st_mtime_ns}-{state.st_ino}"
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def check_seen(context: ToolContext, path: Path, name: str, found: str) -> None:
+    """Errors: ToolError for a file that this session has neither read nor written, or that is not as it was then."""
+    known = context.stamp_of(path)
+    if known is None:
+        raise ToolError(f"{name} has not been read in this session; nothing was changed. Read it first, then change it.")
+    if known != found:
+        raise ToolError(f"{name} has changed on disk since it was last read; nothing was changed. Read it again, then change it.")
 
 
 @contextmanager
@@ -92,7 +132,17 @@ def _similar_names(path: Path) -> list[str]:
 
 def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
     """Writes a file so that readers see the old or the new one, with the owner and mode of `state`, the old one's."""
-    draft = path.parent / f".{uuid.uuid4().hex}.tmp"
+    draft = write_draft(path, data, state)
+    try:
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def write_draft(path: Path, data: bytes, state: os.stat_result | None) -> Path:
+    """Writes what is to become a file beside it, with the owner and mode of `state`, and gives where; on an error nothing is left."""
+    draft = beside(path)
     try:
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
             file.write(data)
@@ -100,7 +150,12 @@ def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
                 with suppress(PermissionError):  # a file of somebody else, in a folder of ours: it becomes ours
                     os.fchown(file.fileno(), state.st_uid, state.st_gid)
                 os.fchmod(file.fileno(), stat.S_IMODE(state.st_mode))
-        draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
+    return draft
+
+
+def beside(path: Path) -> Path:
+    """Gives a name in the same folder that nothing has."""
+    return path.parent / f".{uuid.uuid4().hex}.tmp"

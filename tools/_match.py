@@ -8,15 +8,22 @@ fuzzier is left out on purpose: an edit at the wrong place costs more than an er
 import difflib
 import heapq
 import re
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 
 import msgspec
 
+from tools._text import ELLIPSIS, KINDS, NEWLINE, plain
+
 MAX_LOOSE = 1 << 20
 MAX_LOOSE_OLD = 16 << 10
 """Characters of a file that is searched loosely, and of the text looked for: nothing else runs while a regular
 expression is compiled and searched."""
+
+MAX_WORK = 20_000_000
+"""Characters that are compared at most, for the same reason."""
 
 MAX_PLACES = 100_000
 """Places looked for."""
@@ -29,16 +36,13 @@ NEAREST = 8
 MAX_SHOWN = 200
 """Lines of the file shown in that case, and characters of each."""
 
-_NEWLINE = r"(?:\r\n|(?<!\r)\n)"
-_TRAILING = " \t\u00a0"
+ALIKE = 0.4
+"""How much of a line must be the same for it to be shown as similar, from 0 to 1."""
+
+_NEWLINE = r"(?:\r\n|\r(?!\n)|(?<!\r)\n)"
+_TRAILING = " \t\v\f" + KINDS[-1][1:]
 _SPACES = f"[{_TRAILING}]*+"
-_KINDS = (
-    "'\u2018\u2019\u201a\u201b\u2032",
-    '"\u201c\u201d\u201e\u201f\u2033',
-    "-\u2010\u2011\u2012\u2013\u2014\u2015\u2212",
-    " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000",
-)
-_ALIKE = {character: f"[{re.escape(kind)}]" for kind in _KINDS for character in kind}
+_ALIKE = {character: f"[{re.escape(kind)}]" for kind in KINDS for character in kind}
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -63,12 +67,12 @@ class Found(msgspec.Struct, frozen=True):
 
 def find(text: str, old: str, new: str) -> Found:
     """Looks for `old`; each place has `new` with the line endings, and the indentation, that stand there."""
-    old_lines, new = old.replace("\r\n", "\n"), new.replace("\r\n", "\n")
+    old_lines, new = NEWLINE.sub("\n", old), NEWLINE.sub("\n", new)
     ways: list[tuple[str, Callable[[], Iterator[Place]]]] = [
         ("", lambda: _exact(text, old, new)),
         ("line endings", lambda: _other_endings(text, old_lines, new)),
     ]
-    if old.strip() and len(text) <= MAX_LOOSE and len(old) <= MAX_LOOSE_OLD:
+    if old.strip() and len(text) <= MAX_LOOSE and len(old) <= MAX_LOOSE_OLD and _may_be_loose(text, old_lines):
         ways += [
             ("trailing white space", lambda: _loose(text, old_lines, new, re.escape)),
             ("white space and typographic characters", lambda: _loose(text, old_lines, new, _alike)),
@@ -94,9 +98,17 @@ def _splits_ending(text: str, index: int) -> bool:
 
 
 def _other_endings(text: str, old: str, new: str) -> Iterator[Place]:
-    yield from _exact(text, old, new)
-    if "\n" in old:
-        yield from _exact(text, old.replace("\n", "\r\n"), new)
+    pairs = [match.start() - number for number, match in enumerate(re.finditer("\r\n", text))]
+    for place in _exact(NEWLINE.sub("\n", text), old, new):
+        start, end = (at + bisect_left(pairs, at) for at in (place.start, place.end))
+        yield Place(start, end, new)
+
+
+def _may_be_loose(text: str, old: str) -> bool:
+    """Whether `old` stands in the text when all is forgiven, and how often its beginning does lets it be searched in time."""
+    form, wanted = (plain("\n".join(map(str.strip, NEWLINE.split(each)))) for each in (text, old))
+    begin = "\n".join(wanted.split("\n")[:3])
+    return wanted in form and form.count(begin) * len(old) <= MAX_WORK
 
 
 def _loose(text: str, old: str, new: str, escape: Callable[[str], str]) -> Iterator[Place]:
@@ -107,14 +119,14 @@ def _loose(text: str, old: str, new: str, escape: Callable[[str], str]) -> Itera
     if not ends[0]:
         pattern = pattern.removeprefix(_SPACES)
     if ends[-1] != lines[-1]:
-        pattern += _SPACES + r"(?=\r?\n|\Z)"
+        pattern += _SPACES + r"(?=[\r\n]|\Z)"
     for match in re.finditer(f"(?=({pattern}))", text):
         yield Place(match.start(1), match.end(1), new)
 
 
 def _alike(line: str) -> str:
     """A pattern for the line with any quotes, dashes, spaces and ellipses."""
-    pieces = line.replace("\u2026", "...").split("...")
+    pieces = line.replace(ELLIPSIS, "...").split("...")
     return r"(?:\.\.\.|\u2026)".join("".join(_ALIKE.get(c) or re.escape(c) for c in piece) for piece in pieces)
 
 
@@ -127,8 +139,9 @@ def _shifted(text: str, old: str, new: str) -> Iterator[Place]:
     for index, line in enumerate(lines):
         if line.strip():
             patterns[index] = (r"(?P<base>[ \t]*)" if index == first else "(?P=base)") + patterns[index]
-    end = _NEWLINE if old.endswith("\n") else r"(?=\r?\n|\Z)"
-    for match in re.finditer(f"^(?=({(_SPACES + _NEWLINE).join(patterns)}{_SPACES}{end}))", text, re.MULTILINE):
+    end = _NEWLINE if old.endswith("\n") else r"(?=[\r\n]|\Z)"
+    pattern = (_SPACES + _NEWLINE).join(patterns) + _SPACES + end
+    for match in re.finditer(rf"(?:\A|(?<=\n)|(?<=\r)(?!\n))(?=({pattern}))", text):
         indentation = _indentation(lines[first])[len(base) :]
         yield Place(match.start(1), match.end(1), _shift(new, base, match["base"], match["base"] + indentation))
 
@@ -166,21 +179,21 @@ def _indentation(line: str) -> str:
 
 def _with_endings(text: str, places: list[Place]) -> list[Place]:
     """The places with the line ending that stands in them, else with that of most of the file."""
-    if "\n" not in places[0].new:
+    if all("\n" not in place.new for place in places):
         return places
-    mostly_returns = text.count("\r\n") * 2 > text.count("\n")
+    endings = Counter(NEWLINE.findall(text))
+    usual = max(endings, key=lambda ending: (endings[ending], ending == "\n"), default="\n")
     adapted = []
     for place in places:
-        newline = text.find("\n", place.start, place.end)
-        has_returns = mostly_returns if newline < 0 else text[newline - 1 : newline + 1] == "\r\n"
-        adapted.append(msgspec.structs.replace(place, new=place.new.replace("\n", "\r\n")) if has_returns else place)
+        found = NEWLINE.search(text, place.start, place.end)
+        adapted.append(msgspec.structs.replace(place, new=place.new.replace("\n", found[0] if found else usual)))
     return adapted
 
 
 def nearest(text: str, old: str) -> str:
     """Gives the lines of the text that are most like `old`, numbered; empty when none is."""
-    lines = [line.removesuffix("\r")[:MAX_SHOWN] for line in text.split("\n")]
-    wanted = [line.strip()[:MAX_SHOWN] for line in old.replace("\r\n", "\n").strip("\n").split("\n")]
+    lines = [line[:MAX_SHOWN] for line in NEWLINE.split(text)]
+    wanted = [line.strip()[:MAX_SHOWN] for line in NEWLINE.split(old.strip("\r\n"))]
     anchor = max(range(len(wanted)), key=lambda index: len(wanted[index]))
     places: dict[str, int] = {}
     for index, line in enumerate(lines):
@@ -189,7 +202,7 @@ def nearest(text: str, old: str) -> str:
             break
     pieces = _pieces(wanted[anchor])
     promising = heapq.nlargest(MAX_COMPARED, places, key=lambda line: len(pieces & _pieces(line)))
-    close = difflib.get_close_matches(wanted[anchor], promising, n=1)
+    close = difflib.get_close_matches(wanted[anchor], promising, n=1, cutoff=ALIKE)
     if not close:
         return ""
     start = max(0, places[close[0]] - min(anchor, NEAREST // 2))

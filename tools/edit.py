@@ -8,13 +8,26 @@ import msgspec
 
 from tools import Tool, ToolContext, ToolError, ToolResult, refuse_mask
 from tools._diff import unified_diff
-from tools._files import MAX_WHOLE, file_errors, lock_of, name_of, not_found, regular_file, replace_file, showable, size_of
+from tools._files import (
+    check_seen,
+    file_errors,
+    lock_of,
+    name_of,
+    not_found,
+    read_whole,
+    regular_file,
+    replace_file,
+    showable,
+    size_of,
+    stamp,
+)
 from tools._match import MAX_PLACES, Found, Place, find, nearest
+from tools._text import decode, encode_kept
 from tools.write import write
 
 BOM = "\ufeff"
 
-MAX_NAMED = 10
+MAX_NAMED = 100
 """Line numbers named when several places match."""
 
 
@@ -30,34 +43,34 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
     if arguments.old_string == arguments.new_string:
         raise ToolError("oldString and newString are the same: there is nothing to change.")
     path = context.resolve(arguments.file_path, write=True)
-    name = name_of(path, context.workspace)
     if not arguments.old_string:
-        return await asyncio.to_thread(write, path, name, arguments.new_string, must_be_new=True)
-    return await asyncio.to_thread(_edit, path, name, arguments)
+        return await asyncio.to_thread(write, path, arguments.new_string, context, must_be_new=True)
+    return await asyncio.to_thread(_edit, path, arguments, context)
 
 
-def _edit(path: Path, name: str, arguments: Arguments) -> ToolResult:
+def _edit(path: Path, arguments: Arguments, context: ToolContext) -> ToolResult:
+    name = name_of(path, context.workspace)
     with lock_of(path), file_errors("edit", name):
         state = regular_file(path, name)
         if state is None:
             raise not_found(path, name)
-        if state.st_size > MAX_WHOLE:
+        data = read_whole(path, state)
+        check_seen(context, path, name, stamp(data, path))
+        if data is None:
             raise ToolError(f"{name} has {size_of(state.st_size)}, too much for edit. Use bash (sed, python).")
-        data = path.read_bytes()
-        # Bytes that are not UTF-8 become surrogates here and the same bytes again when written.
-        text = data.decode("utf-8", "surrogateescape")
-        mark = BOM if text.startswith(BOM) else ""
-        body = text[len(mark) :]
-        found = find(body, arguments.old_string.removeprefix(BOM), arguments.new_string.removeprefix(BOM))
-        places = _chosen(body, found, name, arguments)
-        changed = mark + _replaced(body, places)
-        if changed == text:
+        text = decode(data)
+        found = find(text.body, arguments.old_string.removeprefix(BOM), arguments.new_string.removeprefix(BOM))
+        places = _chosen(text.body, found, name, arguments)
+        body = _replaced(text.body, places)
+        if body == text.body:
             raise ToolError(f"{name} would not change: it has this text with its own line endings and indentation already.")
-        replace_file(path, changed.encode("utf-8", "surrogateescape"), state)
-    lines = _line_numbers(body, places)
+        changed = encode_kept(text, body, name)
+        replace_file(path, changed, state)
+        context.saw(path, stamp(changed, path))
+    lines = _line_numbers(text.body, places)
     note = f" The text was found by ignoring differences in {found.ignored}." if found.ignored else ""
     where = f"1 place, line {lines}" if len(places) == 1 else f"{len(places)} places, lines {lines}"
-    details = {"path": name, "diff": unified_diff(showable(text), showable(changed), name)}
+    details = {"path": name, "diff": unified_diff(showable(text.body), showable(body), name)}
     return ToolResult(f"Edited {name}: {where}.{note}", details)
 
 
@@ -97,7 +110,7 @@ def _line_numbers(text: str, places: list[Place]) -> str:
 TOOL = Tool(
     name="edit",
     description=(
-        "Replaces oldString by newString in a file. oldString must be in the file exactly once (or set replaceAll): "
+        "Replaces oldString by newString in a file that was read before. oldString must be in it exactly once (or set replaceAll): "
         "copy it from read without the line numbers, with its indentation, and with enough lines around it to be unique. "
         "Where nothing matches the file stays as it is."
     ),

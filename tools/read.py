@@ -1,6 +1,8 @@
-"""The `read` tool: a part of a text file with line numbers, or a folder's entries. It never holds a whole file in memory."""
+"""The `read` tool: a part of a text file with line numbers, an image, or a folder's entries. A large file is never in memory as a whole."""
 
 import asyncio
+import base64
+import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -10,8 +12,9 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 
-from tools import MAX_BYTES, MAX_LINES, Tool, ToolContext, ToolError, ToolResult
-from tools._files import file_errors, name_of, not_found, showable
+from tools import MAX_BYTES, MAX_LINES, Picture, Tool, ToolContext, ToolError, ToolResult
+from tools._files import file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
+from tools._text import decode
 
 MAX_LINE = 2_000
 """Characters shown of one line."""
@@ -27,6 +30,11 @@ SAMPLE = 8 * 1024
 
 PIECE = 64 * 1024
 """Bytes taken of a line at a time: more than MAX_LINE characters have."""
+
+MAX_IMAGE = 5 << 20
+"""Bytes of an image: what the strictest of the large providers takes."""
+
+_IMAGES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF87a": "image/gif", b"GIF89a": "image/gif"}
 
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r\f\b\x1b")) + b"\x7f"
 
@@ -51,35 +59,68 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
     path = context.resolve(arguments.file_path)
     name = name_of(path, context.workspace)
     first, limit = max(1, arguments.offset or 1), min(arguments.limit or MAX_LINES, MAX_LINES)
-    content = await asyncio.to_thread(_read, path, name, first, limit)
+    content, *pictures = await asyncio.to_thread(_read, path, name, first, limit, context)
     details: dict[str, Any] = {"path": name}
     instructions = context.nested_instructions(path)
     if instructions:
         details["instructions"] = list(instructions)
         texts = (f'\n\n<instructions file="{file}">\n{text}\n</instructions>' for file, text in instructions.items())
         content += "\n\nThe project's instructions for this folder:" + "".join(texts)
-    return ToolResult(content, details)
+    return ToolResult(content, details, pictures=tuple(pictures))
 
 
-def _read(path: Path, name: str, first: int, limit: int) -> str:
+def _read(path: Path, name: str, first: int, limit: int, context: ToolContext) -> tuple[str] | tuple[str, Picture]:
+    """What is shown. A file is noted as seen also when it cannot be shown: then the model knows that, and may replace it."""
     with file_errors("read", name):
         try:
-            mode = path.stat().st_mode
+            state = path.stat()
         except FileNotFoundError as error:
             raise not_found(path, name) from error
-        if stat.S_ISDIR(mode):
-            return _read_folder(path, name, first, limit)
-        if not stat.S_ISREG(mode):
+        if stat.S_ISDIR(state.st_mode):
+            return (_read_folder(path, name, first, limit),)
+        if not stat.S_ISREG(state.st_mode):
             raise ToolError(f"{name} is not a regular file.")
+        with lock_of(path):
+            state = path.stat()
+            data = read_whole(path, state)
+            context.saw(path, stamp(data, path))
+        if data is not None:
+            return _show(data, name, first, limit)
         with path.open("rb") as file:
-            if _is_binary(file.read(SAMPLE)):
-                raise ToolError(f"{name} is not a text file. Look at it with bash (file, xxd, strings).")
+            sample = file.read(SAMPLE)
+            _check_is_text(sample, state.st_size, name)
             file.seek(0)
-            return _read_file(file, name, first, limit)
+            return (_read_file(file, name, first, limit),)
+
+
+def _show(data: bytes, name: str, first: int, limit: int) -> tuple[str] | tuple[str, Picture]:
+    kind = _image(data)
+    if kind is not None and len(data) <= MAX_IMAGE:
+        return f"{name} is an image ({kind}, {size_of(len(data))}); it is attached.", Picture(kind, base64.b64encode(data).decode())
+    text = decode(data)
+    if not text.encoding.startswith("utf-16"):
+        _check_is_text(data[:SAMPLE], len(data), name)
+    if text.encoding == "utf-8":
+        return (_read_file(io.BytesIO(data), name, first, limit),)
+    shown = _read_file(io.BytesIO(text.body.encode("utf-8", "surrogatepass")), name, first, limit)
+    return (f"{shown} (The file is in {text.encoding}, and stays so.)",)
+
+
+def _image(data: bytes) -> str | None:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    return next((kind for magic, kind in _IMAGES.items() if data.startswith(magic)), None)
+
+
+def _check_is_text(sample: bytes, size: int, name: str) -> None:
+    if (kind := _image(sample)) is not None:
+        raise ToolError(f"{name} is an image ({kind}) of {size} bytes; at most {MAX_IMAGE} can be shown. Make a smaller one of it first.")
+    if _is_binary(sample):
+        raise ToolError(f"{name} is not a text file. Look at it with bash (file, xxd, strings).")
 
 
 def _is_binary(sample: bytes) -> bool:
-    return b"\0" in sample or (len(sample) - len(sample.translate(None, _CONTROL))) * 10 > len(sample) * 3
+    return b"\0" in sample or sample.startswith(b"%PDF-") or (len(sample) - len(sample.translate(None, _CONTROL))) * 10 > len(sample) * 3
 
 
 def _read_file(file: BinaryIO, name: str, first: int, limit: int) -> str:
@@ -143,7 +184,7 @@ def _note(page: _Page, name: str, first: int, what: str) -> str:
 TOOL = Tool(
     name="read",
     description=(
-        "Shows a text file with line numbers (`12: text`; the number is not part of the file), or a folder's entries. "
+        "Shows a text file with line numbers (`12: text`; the number is not part of the file), an image, or a folder's entries. "
         "Shows at most 2000 lines or 50 KB, and says which offset goes on. To find the right part of a long file, grep first."
     ),
     arguments=Arguments,

@@ -15,8 +15,8 @@ from agent_server.commands.output import make_room
 from agent_server.errors import AgentServerError
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
-from agent_server.messages import ToolCall
-from agent_server.sessions.conversation import INTERRUPTED
+from agent_server.messages import Image, ToolCall
+from agent_server.sessions.conversation import INTERRUPTED, parts_to_wire
 from agent_server.sessions.run import Caller, Paused, Run, Surroundings
 from tools import MAX_BYTES, MAX_LINES, ToolError, ToolResult
 
@@ -152,7 +152,8 @@ def interrupted(call: ToolCall, output: str) -> dict[str, Any]:
 async def settle(caller: Caller, call: ToolCall) -> Event:
     """Runs a call that is in the log as started, and gives the event that says how it ended. Errors: LogUnavailable."""
     began = time.monotonic()
-    result = await _result(caller, call)
+    context = Context(caller, call)
+    result = await _result(caller, call, context)
     data: dict[str, Any] = {
         "toolCallId": call.id,
         "tool": call.name,
@@ -164,13 +165,17 @@ async def settle(caller: Caller, call: ToolCall) -> Event:
     details = dict(result.details)
     if "diff" in details:
         data["diff"] = details.pop("diff")
+    if context.files:
+        details["files"] = context.files
     if details:
         data["details"] = details
+    if result.pictures:
+        data["images"] = parts_to_wire([Image(picture.media_type, picture.data) for picture in result.pictures])
     (event,) = await caller.append(caller.draft("tool.finished", data))
     return event
 
 
-async def _result(caller: Caller, call: ToolCall) -> ToolResult:
+async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResult:
     tool = caller.tools.get(call.name)
     try:
         if tool is None:
@@ -178,7 +183,7 @@ async def _result(caller: Caller, call: ToolCall) -> ToolResult:
         arguments = tool.parse(caller.arguments.pop(call.id, call.arguments))
         if tool.run is None:
             raise ToolError(f"{call.name} is run by the client, which was not asked.")
-        return await tool.run(arguments, Context(caller, call))
+        return await tool.run(arguments, context)
     except (ToolError, AgentServerError) as error:
         return ToolResult(f"Error: {error}", is_error=True)
     except Exception as error:  # the border: a tool's fault must not end the task

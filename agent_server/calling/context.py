@@ -7,6 +7,7 @@ from agent_server.calling.background import Background
 from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
+from agent_server.sessions.conversation import remember
 from agent_server.sessions.run import Caller
 from tools import MAX_BYTES, CommandResult, ToolError
 
@@ -17,6 +18,8 @@ class Context:
     def __init__(self, caller: Caller, call: ToolCall) -> None:
         self._caller = caller
         self._call = call
+        self.files: dict[str, str | None] = {}
+        """The stamps of the files that the call has read or written; None for those it removed."""
 
     @property
     def owner(self) -> Owner:
@@ -55,6 +58,20 @@ class Context:
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)
+
+    def stamp_of(self, path: Path) -> str | None:
+        return self._caller.files.get(self._name_of(path))
+
+    def saw(self, path: Path, stamp: str | None) -> None:
+        name = self._name_of(path)
+        self.files[name] = stamp
+        # At once, and again with the call's result: the next call of the same file may be waiting for this one.
+        remember(self._caller.files, {name: stamp})
+
+    def _name_of(self, path: Path) -> str:
+        """The name of a file in events, where secrets are masked."""
+        around = self._caller.around
+        return around.secrets.mask(around.workspace.relative(path).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def _ignore(stream: str, chunk: str, offset: int, skipped: int) -> None:

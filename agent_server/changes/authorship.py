@@ -6,8 +6,8 @@ from agent_server.events.log import EventLog
 from agent_server.sessions.tasks import Task
 from tools import MASK
 
-FILE_TOOLS = frozenset({"write", "edit"})
-"""Tools that change one file, which their result names."""
+FILE_TOOLS = frozenset({"write", "edit", "apply_patch"})
+"""Tools that change files, which their result names."""
 
 REPLACEMENT = "\ufffd"
 
@@ -22,12 +22,12 @@ async def may_have_changed(log: EventLog, task: Task, read_only: Collection[str]
         return frozenset()
     if not used <= FILE_TOOLS:
         return None
-    paths = set()
+    paths: set[bytes] = set()
     for event in await log.read(task_id=task.task_id, types=("tool.finished",)):
         if event.data["tool"] in used:
-            path = event.data.get("details", {}).get("path")
-            if event.data["interrupted"] or (path is not None and (MASK in path or REPLACEMENT in path)):
+            details = event.data.get("details", {})
+            named = [*details.get("paths", ()), *([details["path"]] if "path" in details else ())]
+            if event.data["interrupted"] or any(MASK in path or REPLACEMENT in path for path in named):
                 return None  # what it wrote is not known, or not its whole name
-            if path is not None:
-                paths.add(path.encode())
+            paths.update(path.encode() for path in named)
     return frozenset(paths)

@@ -18,8 +18,8 @@ from agent_server.commands.processes import finish
 from agent_server.errors import Draining, TooManyRequests
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
-from agent_server.messages import ToolCall
-from agent_server.sessions.conversation import INTERRUPTED
+from agent_server.messages import Image, ToolCall
+from agent_server.sessions.conversation import INTERRUPTED, parts
 from agent_server.sessions.run import Surroundings
 from tools import Tool
 
@@ -45,6 +45,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     text: str
     is_error: bool
+    images: Sequence[Image] = ()
 
 
 class CallIndex:
@@ -71,6 +72,7 @@ class Calls:
         self._agent = agent
         self._group: asyncio.TaskGroup | None = None
         self._working: set[asyncio.Task[Outcome]] = set()
+        self._files: dict[str, str] = {}  # all that was read or written over MCP since the start: clients need not have sessions
 
     @property
     def tools(self) -> Mapping[str, Tool]:
@@ -102,7 +104,7 @@ class Calls:
         if len(self._working) >= MAX_CALLS:
             raise TooManyRequests(f"{MAX_CALLS} calls are at work; call again when some are done.")
         call = ToolCall(new_id("call"), name, json.dumps(arguments))
-        client = _Client(self._around, self.tools)
+        client = _Client(self._around, self.tools, self._files)
         # A task of its own: what waits for it may be cancelled over and over, while killing a command's tree takes its time.
         work = self._group.create_task(self._work(client, call), name=call.id)
         self._working.add(work)
@@ -137,7 +139,8 @@ class Calls:
             if not isinstance(error, LogUnavailable):
                 logger.exception("the call of %s failed", call.name)
             return Outcome(f"Error: {error if isinstance(error, LogUnavailable) else type(error).__name__}", True)
-        return Outcome(event.data["output"], event.data["isError"])
+        images = tuple(part for part in parts(event.data.get("images", ())) if isinstance(part, Image))
+        return Outcome(event.data["output"], event.data["isError"], images)
 
 
 class _Client:
@@ -146,9 +149,10 @@ class _Client:
     session_id = SESSION
     task_id = None
 
-    def __init__(self, around: Surroundings, tools: Mapping[str, Tool]) -> None:
+    def __init__(self, around: Surroundings, tools: Mapping[str, Tool], files: dict[str, str]) -> None:
         self.around = around
         self.tools = tools
+        self.files = files
         self.arguments: dict[str, str] = {}
         self._chunks: deque[str] = deque(maxlen=KEPT_CHUNKS)
         self._length = 0

@@ -10,6 +10,7 @@ from mcp_types import (
     INVALID_PARAMS,
     CallToolRequestParams,
     CallToolResult,
+    ImageContent,
     ListToolsResult,
     PaginatedRequestParams,
     TextContent,
@@ -52,7 +53,8 @@ def sessions(calls: Calls, max_body: int) -> StreamableHTTPSessionManager:
             outcome = await calls.call(params.name, params.arguments or {}, progress)
         except AgentServerError as error:
             outcome = Outcome(f"Error: {error.message}", True)
-        return CallToolResult(content=[TextContent(text=outcome.text)], is_error=outcome.is_error)
+        images = [ImageContent(data=image.data, mime_type=image.media_type) for image in outcome.images]
+        return CallToolResult(content=[TextContent(text=outcome.text), *images], is_error=outcome.is_error)
 
     server: Server[Any] = Server(
         "agent-server",

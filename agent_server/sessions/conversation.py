@@ -23,12 +23,15 @@ ANSWER = (
     "It must be valid under this JSON Schema:\n{}"
 )
 
+MAX_FILES = 10_000
+"""Files whose stamps are kept: of more, those that were read or written last."""
+
 
 class Entry(msgspec.Struct, frozen=True):
     """One message in its place. A tool's result has the id of the message that made the call, so that an id names a whole turn.
 
     `created_at` is Unix milliseconds; `instructions` names the nested instruction files that a result showed, `todos` is the list
-    that a call wrote.
+    that a call wrote, `files` has the stamps of the files that its call, or what is summarised, has read or written.
     """
 
     message_id: str
@@ -39,13 +42,14 @@ class Entry(msgspec.Struct, frozen=True):
     is_summary: bool = False
     instructions: tuple[str, ...] = ()
     todos: Sequence[Mapping[str, Any]] | None = None
+    files: Mapping[str, str | None] = {}
 
 
 class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
-    output of each process in the background was; `steps`, `cost`
+    output of each process in the background was, `files` the stamps of the files that were read or written, by name; `steps`, `cost`
     (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
     """
 
@@ -58,6 +62,7 @@ class Conversation:
         self.entries: list[Entry] = []
         self.instructions: set[str] = set()
         self.read_until: dict[str, int] = {}
+        self.files: dict[str, str] = {}
         self.steps = 0
         self.corrections = 0
         self.usage: Mapping[str, Any] = {}
@@ -117,6 +122,7 @@ class Conversation:
         entry = entry_from_wire(event.data)
         self.entries.append(entry)
         self.instructions.update(entry.instructions)
+        remember(self.files, entry.files)
 
     def _accepted(self, event: Event) -> None:
         content = parts(event.data["prompt"])
@@ -167,6 +173,7 @@ class Conversation:
         self.instructions.update(details.get("instructions", ()))
         if "nextOffset" in details:
             self.read_until[details["processId"]] = details["nextOffset"]
+        remember(self.files, details.get("files", {}))
 
     def _compacted(self, event: Event) -> None:
         until = event.data["replaces"]["untilMessageId"]
@@ -174,7 +181,8 @@ class Conversation:
         cut = min(cut, len(self.settled))  # a call is never parted from its result, also one to come
         if cut:
             summary = Message("user", (Text(SUMMARY.format(event.data["summary"])),))
-            self.entries[:cut] = [Entry(event.data["messageId"], summary, event.time, event.task_id, is_summary=True)]
+            files = {name: stamp for entry in self.entries[:cut] for name, stamp in entry.files.items()}
+            self.entries[:cut] = [Entry(event.data["messageId"], summary, event.time, event.task_id, is_summary=True, files=files)]
             self.instructions = {name for entry in self.entries for name in entry.instructions}
         self.cost += (event.data.get("usage") or {}).get("cost") or 0.0
 
@@ -215,11 +223,22 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
 
 
 def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None = None) -> Entry:
-    message = Message("tool", (Text(data["output"]),), tool_call_id=call_id)
+    message = Message("tool", (Text(data["output"]), *parts(data.get("images", ()))), tool_call_id=call_id)
     details = data.get("details", {})
-    shown = tuple(details.get("instructions", ()))
+    told = {"instructions": tuple(details.get("instructions", ())), "files": details.get("files", {}), "todos": details.get("todos")}
     at = asked.created_at if at is None else at
-    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), instructions=shown, todos=details.get("todos"))
+    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), **told)
+
+
+def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
+    """Takes the newest stamps in; a file without one is gone."""
+    for name, stamp in seen.items():
+        files.pop(name, None)
+        if stamp is not None:
+            files[name] = stamp
+    if len(files) > MAX_FILES:
+        for name in list(files)[:-MAX_FILES]:  # a copy: calls side by side do this in threads
+            files.pop(name, None)
 
 
 def prompt_id(task_id: str) -> str:
@@ -261,6 +280,7 @@ def entry_to_wire(entry: Entry) -> dict[str, Any]:
         "isSummary": entry.is_summary,
         "instructions": entry.instructions,
         **lists,
+        "files": entry.files,
     }
 
 
@@ -268,7 +288,8 @@ def entry_from_wire(data: Mapping[str, Any]) -> Entry:
     calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in data["toolCalls"])
     message = Message(data["role"], parts(data["content"]), calls, data["toolCallId"], data["reasoning"])
     flags = (data["isError"], data["isSummary"], tuple(data["instructions"]))
-    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags, todos=data.get("todos"))
+    told = {"files": data.get("files", {}), "todos": data.get("todos")}
+    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags, **told)
 
 
 def standing(events: Iterable[Event]) -> list[Event]:

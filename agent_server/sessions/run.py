@@ -62,6 +62,10 @@ class Caller(Protocol):
     @property
     def task_id(self) -> str | None: ...
 
+    @property
+    def files(self) -> dict[str, str]:
+        """The stamps of the files that were read or written, by their names in events: see `ToolContext.stamp_of`."""
+
     def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
         """Makes an event of this caller."""
 
@@ -114,6 +118,10 @@ class Run(msgspec.Struct):
     @property
     def task_id(self) -> str:
         return self.task.task_id
+
+    @property
+    def files(self) -> dict[str, str]:
+        return self.conversation.files
 
     def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
         return Draft(kind, data, self.task.session_id, self.task.task_id, sync)

@@ -1,6 +1,7 @@
 """/mcp, spoken to by the SDK's own client and by hand: the same tools, rules and log as in a task."""
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
@@ -16,7 +17,7 @@ import httpx2
 import pytest
 from mcp import Client, MCPError
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CallToolResult, TextContent
+from mcp_types import CallToolResult, ImageContent, TextContent
 
 from tests.serving import TOKEN, ServerProcess, is_alive, serving
 from tools import MASK, load
@@ -129,6 +130,43 @@ async def test_files_are_written_and_read(server: ServerProcess) -> None:
         await client.call_tool("write", {"filePath": "a/b.txt", "content": "one\ntwo\n"})
         assert "two" in text(await client.call_tool("read", {"filePath": "a/b.txt"}))
     assert (server.workspace / "a" / "b.txt").read_text() == "one\ntwo\n"
+
+
+async def test_a_file_must_be_read_over_mcp_before_it_is_changed(server: ServerProcess, mode: str) -> None:
+    path = server.workspace / f"unread-{mode}.txt"
+    path.write_text("one\n")
+    change = {"filePath": path.name, "oldString": "one", "newString": "two"}
+    async with connected(server, mode) as client:
+        assert "has not been read" in text(await client.call_tool("edit", change))
+        await client.call_tool("read", {"filePath": path.name})
+    async with connected(server, mode) as other:  # clients need not have sessions, so all are one
+        assert not (await other.call_tool("edit", change)).is_error
+        path.write_text("one\n")
+        assert "has changed on disk" in text(await other.call_tool("edit", change))
+        path.unlink()
+        assert not (await other.call_tool("write", {"filePath": path.name, "content": "new\n"})).is_error
+        assert not (await other.call_tool("write", {"filePath": path.name, "content": "newer\n"})).is_error
+
+
+async def test_edits_of_one_file_at_the_same_time_are_all_kept(server: ServerProcess) -> None:
+    (server.workspace / "many.txt").write_text("".join(f"<{n}>\n" for n in range(30)))
+    async with connected(server) as client:
+        await client.call_tool("read", {"filePath": "many.txt"})
+        edits = ({"filePath": "many.txt", "oldString": f"<{n}>", "newString": f"[{n}]"} for n in range(30))
+        results = await asyncio.gather(*(client.call_tool("edit", arguments) for arguments in edits))
+    assert [text(result) for result in results if result.is_error] == []
+    assert (server.workspace / "many.txt").read_text() == "".join(f"[{n}]\n" for n in range(30))
+
+
+async def test_an_image_is_an_image(server: ServerProcess, mode: str) -> None:
+    data = b"\x89PNG\r\n\x1a\n" + bytes(50)
+    (server.workspace / "a.png").write_bytes(data)
+    async with connected(server, mode) as client:
+        said, image = (await client.call_tool("read", {"filePath": "a.png"})).content
+    assert isinstance(said, TextContent)
+    assert isinstance(image, ImageContent)
+    assert "attached" in said.text
+    assert (image.mime_type, base64.b64decode(image.data)) == ("image/png", data)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ class LocalContext:
     workspace: Path
     spill_folder: Path
     instructions: Mapping[str, str]
+    files: dict[Path, str] = field(default_factory=dict)
 
     def resolve(self, path: str, *, write: bool = False) -> Path:
         resolved = (self.workspace / path).resolve()
@@ -80,6 +81,14 @@ class LocalContext:
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions
+
+    def stamp_of(self, path: Path) -> str | None:
+        return self.files.get(path)
+
+    def saw(self, path: Path, stamp: str | None) -> None:
+        self.files.pop(path, None)
+        if stamp is not None:
+            self.files[path] = stamp
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 import asyncio
+import contextlib
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -11,9 +13,13 @@ from hypothesis import strategies as st
 from tools import MASK, ToolContext, ToolError, ToolResult
 from tools._files import MAX_WHOLE
 from tools.edit import TOOL
+from tools.read import TOOL as READ
 
 
 async def edit(context: ToolContext, path: str, old: str, new: str, **arguments: object) -> ToolResult:
+    """Edits a file, having read it."""
+    with contextlib.suppress(ToolError):
+        await READ.run(READ.parse(json.dumps({"filePath": path})), context)
     return await TOOL.run(TOOL.parse(json.dumps({"filePath": path, "oldString": old, "newString": new, **arguments})), context)
 
 
@@ -69,7 +75,14 @@ async def test_places_that_overlap_are_several(context: ToolContext, workspace: 
         ),
         pytest.param(b"\xef\xbb\xbfa\nb\n", "a\nb", "c", b"\xef\xbb\xbfc\n", id="byte order mark"),
         pytest.param(b"\xef\xbb\xbfa\n", "\ufeffa", "c", b"\xef\xbb\xbfc\n", id="byte order mark in the call"),
-        pytest.param(b"caf\xe9\na = 1\n\xff\xfe", "a = 1", "é = 2", b"caf\xe9\n\xc3\xa9 = 2\n\xff\xfe", id="bytes that are not UTF-8"),
+        pytest.param(b"caf\xe9\na = 1\n\xff\xfe", "a = 1", "é = 2", b"caf\xe9\n\xe9 = 2\n\xff\xfe", id="Latin-1"),
+        pytest.param(b"caf\xe9\na = \xc3\xa9", "a =", "é =", b"caf\xe9\n\xc3\xa9 = \xc3\xa9", id="bytes that are not UTF-8"),
+        pytest.param("\ufeffa\r\né\r\n".encode("utf-16-le"), "a\né", "é\n", "\ufeffé\r\n\r\n".encode("utf-16-le"), id="UTF-16"),
+        pytest.param(b"a\rb\rc\r", "a\nb", "x\ny\nz", b"x\ry\rz\rc\r", id="bare returns"),
+        pytest.param(b"a\r\nb\nc\rd", "a\nb\nc\nd", "x", b"x", id="several endings in one place"),
+        pytest.param(b"x\r  a\r    b\r", "a\n  b", "c\n  d", b"x\r  c\r    d\r", id="indentation after bare returns"),
+        pytest.param("a\u3000\u2003\nb\n".encode(), "a\nb", "c", b"c\n", id="trailing typographic spaces"),
+        pytest.param("‘a’ ‹ ―\n".encode(), "'a' ‹ -", "c", b"c\n", id="single quotes and bars"),
         pytest.param(b"a\0b\nc", "b\nc", "d", b"a\0d", id="NUL bytes and no final line ending"),
     ],
 )
@@ -137,7 +150,7 @@ async def test_the_most_similar_lines_are_shown(context: ToolContext, workspace:
     (workspace / "a.py").write_bytes(b"import os\r\n\r\ndef compute(first, second):\r\n    return first + second  # caf\xe9\r\n")
     with pytest.raises(ToolError) as error:
         await edit(context, "a.py", "def compute(a, second):\n    return a + second", "")
-    assert str(error.value).endswith("similar lines are:\n3: def compute(first, second):\n4:     return first + second  # caf\ufffd")
+    assert str(error.value).endswith("similar lines are:\n3: def compute(first, second):\n4:     return first + second  # café")
     with pytest.raises(ToolError, match="No line is similar: read the file"):
         await edit(context, "a.py", "????????", "")
 
@@ -170,6 +183,13 @@ async def test_missing_files_folders_and_huge_files_are_refused(context: ToolCon
         await edit(context, ".", "a", "b")
     with pytest.raises(ToolError, match="too much for edit"):
         await edit(context, "huge", "a", "b")
+
+
+async def test_characters_that_the_encoding_does_not_have_are_refused(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a").write_bytes(b"caf\xe9\n")
+    with pytest.raises(ToolError, match="a is in latin-1, which has no '“'; nothing was changed"):
+        await edit(context, "a", "café", "“café”")
+    assert (workspace / "a").read_bytes() == b"caf\xe9\n"
 
 
 async def test_a_new_text_with_the_mask_is_refused(context: ToolContext, workspace: Path) -> None:
@@ -211,7 +231,9 @@ async def test_an_edit_changes_nothing_but_what_was_asked(
     written = (workspace / "a").read_bytes()
     assert written.startswith(before)
     assert written.endswith(after)
-    text = written[len(before) : len(written) - len(after)].decode()
+    whole = before + after
+    is_latin = not re.search("[^\0-\x7f\udc80-\udcff]", whole.decode("utf-8", "surrogateescape")) and not whole.isascii()
+    text = written[len(before) : len(written) - len(after)].decode("latin-1" if is_latin else "utf-8")
     mostly_returns = (before + after).count(b"\r\n") * 2 > (before + after).count(b"\n")
     assert text == new.replace("\r\n", "\n").replace("\n", "\r\n" if mostly_returns else "\n")
 
@@ -245,4 +267,13 @@ async def test_a_search_in_a_large_file_does_not_take_long(context: ToolContext,
     start = time.process_time()
     with pytest.raises(ToolError, match="most similar"):
         await edit(context, "a", "value = compute(1)\nvalue = compute(values)\n", "")
+    assert time.process_time() - start < 10
+
+
+@pytest.mark.parametrize("old", ["a \n" * 3_000 + "b", "a \n" * 3_000 + "a", "b \n" + "a \n" * 3_000, "\ta\n" * 3_000])
+async def test_lines_that_repeat_are_sought_in_time(context: ToolContext, workspace: Path, old: str) -> None:
+    (workspace / "a").write_text("a\n" * 200_000)
+    start = time.process_time()
+    with pytest.raises(ToolError, match="nothing was changed"):
+        await edit(context, "a", old, "")
     assert time.process_time() - start < 10

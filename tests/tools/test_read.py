@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import re
@@ -5,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tools import MAX_BYTES, ToolContext, ToolError, ToolResult
-from tools.read import TOOL
+from tools import MAX_BYTES, Picture, ToolContext, ToolError, ToolResult
+from tools._files import MAX_WHOLE
+from tools.read import MAX_IMAGE, TOOL
 
 
 async def read(context: ToolContext, path: str, **arguments: object) -> ToolResult:
@@ -75,10 +77,24 @@ async def test_windows_line_endings_and_the_byte_order_mark_are_not_shown(contex
 
 
 async def test_bytes_that_are_not_utf8_are_replaced_and_told(context: ToolContext, workspace: Path) -> None:
-    (workspace / "latin.txt").write_bytes("café\n".encode("latin-1"))
-    assert (await read(context, "latin.txt")).content == (
-        "1: caf\ufffd\n\n(End of file: 1 lines.) (Bytes that are not UTF-8 are shown as \ufffd.)"
+    (workspace / "mixed.txt").write_bytes(b"caf\xe9 \xe2\x80\x9cquoted\xe2\x80\x9d\n")
+    assert (await read(context, "mixed.txt")).content == (
+        "1: caf\ufffd “quoted”\n\n(End of file: 1 lines.) (Bytes that are not UTF-8 are shown as \ufffd.)"
     )
+
+
+@pytest.mark.parametrize(
+    ("data", "encoding"),
+    [
+        ("café\n".encode("latin-1"), "latin-1"),
+        ("\ufeffcafé\n".encode("utf-16-le"), "utf-16-le"),
+        ("\ufeffcafé\n".encode("utf-16-be"), "utf-16-be"),
+    ],
+)
+async def test_other_encodings_are_shown_and_told(context: ToolContext, workspace: Path, data: bytes, encoding: str) -> None:
+    (workspace / "other.txt").write_bytes(data)
+    content = (await read(context, "other.txt")).content
+    assert content == f"1: café\n\n(End of file: 1 lines.) (The file is in {encoding}, and stays so.)"
 
 
 async def test_a_replacement_character_in_the_file_is_not_called_invalid(context: ToolContext, workspace: Path) -> None:
@@ -91,7 +107,7 @@ async def test_an_empty_file_is_called_empty(context: ToolContext, workspace: Pa
     assert (await read(context, "a.txt")).content == "(a.txt is empty.)"
 
 
-@pytest.mark.parametrize("data", [b"\x7fELF\0\0", b"a" * 8_000 + b"\0", bytes(range(1, 32))])
+@pytest.mark.parametrize("data", [b"\x7fELF\0\0", b"a" * 8_000 + b"\0", bytes(range(1, 32)), b"%PDF-1.7\n%text", b"\0" + b"a" * 9_000_000])
 async def test_binary_files_are_refused(context: ToolContext, workspace: Path, data: bytes) -> None:
     (workspace / "a.bin").write_bytes(data)
     with pytest.raises(ToolError, match="not a text file"):
@@ -140,3 +156,37 @@ async def test_unseen_instructions_are_appended_and_named(context: ToolContext, 
     result = await read(context, "a.txt")
     assert result.content.endswith('<instructions file="sub/AGENTS.md">\nUse tabs.\n</instructions>')
     assert result.details["instructions"] == ["sub/AGENTS.md"]
+
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 20
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (PNG, "image/png"),
+        (b"\xff\xd8\xff\xe0" + b"\0" * 20, "image/jpeg"),
+        (b"GIF87a" + b"\0" * 20, "image/gif"),
+        (b"GIF89a" + b"\0" * 20, "image/gif"),
+        (b"RIFF\x10\0\0\0WEBPVP8 " + b"\0" * 20, "image/webp"),
+    ],
+)
+async def test_an_image_is_attached_whatever_its_name(context: ToolContext, workspace: Path, data: bytes, kind: str) -> None:
+    (workspace / "picture.txt").write_bytes(data)
+    result = await read(context, "picture.txt")
+    assert result.pictures == (Picture(kind, base64.b64encode(data).decode()),)
+    assert result.content == f"picture.txt is an image ({kind}, {len(data)} bytes); it is attached."
+
+
+@pytest.mark.parametrize("size", [MAX_IMAGE + 1, MAX_WHOLE + 1])
+async def test_an_image_that_is_too_large_is_refused(context: ToolContext, workspace: Path, size: int) -> None:
+    (workspace / "a.png").write_bytes(PNG)
+    os.truncate(workspace / "a.png", size)
+    with pytest.raises(ToolError, match=rf"a\.png is an image \(image/png\) of {size} bytes; at most 5242880 can be shown"):
+        await read(context, "a.png")
+
+
+async def test_an_svg_is_text(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a.svg").write_text("<svg/>\n")
+    result = await read(context, "a.svg")
+    assert (result.pictures, result.content[:9]) == ((), "1: <svg/>")

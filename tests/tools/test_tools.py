@@ -12,7 +12,9 @@ MAX_SCHEMAS = 12 * 1024
 
 
 def test_every_file_is_a_tool() -> None:
-    assert sorted(TOOLS) == ["bash", "bash_kill", "bash_output", "edit", "glob", "grep", "list", "read", "skill", "todowrite", "write"]
+    assert sorted(TOOLS) == [
+        *("apply_patch", "bash", "bash_kill", "bash_output", "edit", "glob", "grep", "list", "read", "skill", "todowrite", "write")
+    ]
     assert {tool.name for tool in TOOLS.values() if tool.read_only} == {"bash_output", "read", "glob", "grep", "list", "skill", "todowrite"}
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -6,10 +7,14 @@ import pytest
 
 from tools import MASK, ToolContext, ToolError, ToolResult
 from tools._files import MAX_WHOLE
+from tools.read import TOOL as READ
 from tools.write import TOOL
 
 
 async def write(context: ToolContext, path: str, content: str) -> ToolResult:
+    """Writes a file, having read it."""
+    with contextlib.suppress(ToolError):
+        await READ.run(READ.parse(json.dumps({"filePath": path})), context)
     return await TOOL.run(TOOL.parse(json.dumps({"filePath": path, "content": content})), context)
 
 
@@ -84,10 +89,33 @@ async def test_a_failed_write_is_told_and_leaves_nothing_behind(context: ToolCon
 
 
 async def test_bytes_that_were_not_text_do_not_break_the_log(context: ToolContext, workspace: Path) -> None:
-    (workspace / "a.txt").write_bytes(b"caf\xe9\n")
-    result = await write(context, "a.txt", "café\n")
+    (workspace / "a.txt").write_bytes("“".encode() + b"caf\xe9\n")
+    result = await write(context, "a.txt", "“café\n")
     json.dumps(result.details, ensure_ascii=False).encode()
-    assert "-caf\ufffd\n+café\n" in result.details["diff"]
+    assert "-“caf\ufffd\n+“café\n" in result.details["diff"]
+
+
+@pytest.mark.parametrize(
+    ("before", "content", "after"),
+    [
+        pytest.param(b"\xef\xbb\xbfa\n", "b\n", b"\xef\xbb\xbfb\n", id="byte order mark"),
+        pytest.param(b"\xef\xbb\xbfa\n", "\ufeffb\n", b"\xef\xbb\xbfb\n", id="byte order mark in the call"),
+        pytest.param(b"a\r\nb\r\n", "c\nd\n", b"c\r\nd\r\n", id="CRLF"),
+        pytest.param(b"a\r\nb\r\n", "c\r\nd\n", b"c\r\nd\n", id="line endings in the call"),
+        pytest.param(b"a\n", "c\r\nd\r\n", b"c\r\nd\r\n", id="line endings in the call only"),
+        pytest.param(b"10%\r20%\r\n", "a\nb\n", b"a\nb\n", id="bare returns are no ending to keep"),
+        pytest.param(b"\0\r\n", "a\nb\n", b"a\nb\n", id="binary"),
+        pytest.param("\ufeffa\r\n".encode("utf-16-le"), "é\n", "\ufeffé\r\n".encode("utf-16-le"), id="UTF-16"),
+        pytest.param(b"caf\xe9\n", "thé\n", b"th\xe9\n", id="Latin-1"),
+        pytest.param(b"caf\xe9\n", "“thé”\n", "“thé”\n".encode(), id="more than Latin-1 has"),
+    ],
+)
+async def test_mark_encoding_and_line_endings_are_kept(
+    context: ToolContext, workspace: Path, before: bytes, content: str, after: bytes
+) -> None:
+    (workspace / "a.txt").write_bytes(before)
+    await write(context, "a.txt", content)
+    assert (workspace / "a.txt").read_bytes() == after
 
 
 async def test_a_huge_old_file_is_replaced_without_a_diff(context: ToolContext, workspace: Path) -> None:
