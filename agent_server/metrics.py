@@ -118,6 +118,8 @@ _FOLDS: Mapping[str, Callable[[Metrics, Event], None]] = {
     "task.retrying": Metrics._retried,
     "tool.requested": Metrics._waited,
     "message.completed": Metrics._asked,
+    "session.compacted": Metrics._asked,
+    "compaction.failed": Metrics._asked,
     "step.finished": Metrics._stepped,
     "tool.finished": Metrics._called,
     "task.completed": Metrics._finished,

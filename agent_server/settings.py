@@ -77,6 +77,8 @@ class Settings(msgspec.Struct, frozen=True):
     snapshot_file: Path | None
     snapshot_url: str | None
     model_idle_timeout: float
+    context_tokens: int | None
+    cache_marks: bool
     command_variables: tuple[str, ...]
     environ: Mapping[str, str]
 
@@ -146,6 +148,8 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         snapshot_file=Path(file).absolute() if (file := read.optional("SNAPSHOT_FILE")) is not None else None,
         snapshot_url=read.optional("SNAPSHOT_URL"),
         model_idle_timeout=read.number("MODEL_IDLE_TIMEOUT_MS", 120_000, 100, 3_600_000) / 1000,
+        context_tokens=read.number("AGENT_CONTEXT_TOKENS", 0, 0, 100_000_000) or None,
+        cache_marks=read.choice("AGENT_CACHE_MARKS", ("0", "1"), "1") == "1",
         command_variables=read.names("COMMAND_ENV"),
         environ=dict(environ),
     )

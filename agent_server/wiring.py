@@ -26,6 +26,7 @@ from agent_server.gateway.chat import ChatGateway
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
 from agent_server.gateway.route import Gateways
+from agent_server.gateway.windows import Windows
 from agent_server.lifecycle import Lifecycle
 from agent_server.mcp.calls import CallIndex, Calls
 from agent_server.mcp.client import McpServers
@@ -101,7 +102,7 @@ def wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest
 def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log: EventLog, tools: Mapping[str, Tool]) -> Surroundings:
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
-    keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ)
+    keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ, settings.cache_marks)
     return Surroundings(
         log=log,
         secrets=secrets,
@@ -114,6 +115,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         mcp=McpServers(processes, workspace),
         configs=ToolConfigs(data.path / "tools"),
         pause=Pause(),
+        windows=Windows(settings.context_tokens),
     )
 
 

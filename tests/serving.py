@@ -40,6 +40,7 @@ class ServerProcess:
             "WORKSPACE_DIR": str(self.workspace),
             "DATA_DIR": str(self.data),
             "AGENT_SERVER_TOKEN": TOKEN,
+            "AGENT_MODEL": "test-model",  # not the default one: marks for Anthropic's cache are tested on their own
             **environ,
         }
         self.argv = [sys.executable, "-P", "-m", "agent_server", "serve"]

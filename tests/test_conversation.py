@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,17 @@ from agent_server.events import CONTEXT, Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message
-from agent_server.sessions.conversation import MAX_FILES, Conversation, Entry, entry_from_wire, entry_to_wire, prompt_id, remember
+from agent_server.sessions.conversation import (
+    GO_ON,
+    MAX_FILES,
+    PRUNED,
+    Conversation,
+    Entry,
+    entry_from_wire,
+    entry_to_wire,
+    prompt_id,
+    remember,
+)
 from tests.emulators.history import complaint
 
 ENDPOINT = Endpoint("http://127.0.0.1/v1", None, {}, "m", "openai-compatible")
@@ -57,7 +68,13 @@ class History:
                 self.add("message.added", {"messageId": self.new_id(), "prompt": f"no, {number}"}, task_id)
             case "compact":
                 until = self.ids[number % len(self.ids)]
-                self.add("session.compacted", {"messageId": self.new_id(), "summary": "short", "replaces": {"untilMessageId": until}})
+                keeps = {"keeps": [prompt_id(task_id), *self.ids[-3:]]} if number % 2 else {}
+                told = {"messageId": self.new_id(), "summary": "short", "replaces": {"untilMessageId": until}, **keeps}
+                self.add("session.compacted", told, task_id if number % 3 else None)
+            case "prune":
+                self.add("session.pruned", {"toolCallIds": self.calls[: number % (len(self.calls) + 1)]}, task_id)
+            case "fall short":
+                self.add("compaction.failed", {"reason": "no_shorter", "error": "", "usage": {"cost": 0.5}}, task_id)
             case "copy":
                 entry = Entry(self.new_id(), Message("user", ()), 1, None)
                 self.add("message.copied", {**entry_to_wire(entry), "content": [{"type": "text", "text": "copied"}]})
@@ -73,8 +90,8 @@ def call(call_id: str) -> dict[str, str]:
     return {"id": call_id, "name": "bash", "arguments": '{"command": "true"}'}
 
 
-LIKELY = ["create", "start", "say", "say", "say", "end", "end", "end", "steer", "compact", "fail", "complete"]
-CHOICES = st.lists(st.tuples(st.sampled_from([*LIKELY, "copy", "delete", "other"]), st.integers(0, 60)), max_size=60)
+LIKELY = ["create", "start", "say", "say", "say", "end", "end", "end", "steer", "compact", "prune", "fail", "complete"]
+CHOICES = st.lists(st.tuples(st.sampled_from([*LIKELY, "copy", "delete", "fall short", "other"]), st.integers(0, 60)), max_size=60)
 
 
 def encode(messages: Sequence[Message]) -> bytes:
@@ -117,6 +134,7 @@ def test_what_retention_keeps_gives_the_same_conversation(choices: list[tuple[st
             folds[1].apply(event)
     assert encode(folds[0].messages) == encode(folds[1].messages)
     assert [folds[0].added, folds[0].open_calls, folds[0].is_answered] == [folds[1].added, folds[1].open_calls, folds[1].is_answered]
+    assert [folds[0].cost, folds[0].compactions, folds[0].measured] == [folds[1].cost, folds[1].compactions, folds[1].measured]
 
 
 @given(CHOICES)
@@ -178,3 +196,41 @@ def test_the_stamps_of_the_newest_files_are_kept() -> None:
     assert "f2" not in files
     assert "f4" not in files
     assert (len(files), list(files)[-1], files["f3"]) == (MAX_FILES - 1, "f3", "new")
+
+
+def test_a_pruning_lets_nested_instructions_be_shown_again() -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("say", 1), ("end", 5)):
+        history.play(choice, number)
+    history.add("session.pruned", {"toolCallIds": [history.calls[0]]}, "task_0")
+    for event in history.events:
+        conversation.apply(event)
+    assert conversation.messages[-1].text == PRUNED
+    assert conversation.instructions == set()
+
+
+def test_compactions_are_counted_until_the_next_answer() -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("say", 4), ("fall short", 0), ("compact", 1), ("compact", 3)):
+        history.play(choice, number)
+    for event in history.events:
+        conversation.apply(event)
+    assert conversation.compactions == 2  # the last one was a client's wish
+    history.play("say", 0)
+    conversation.apply(history.events[-1])
+    assert conversation.compactions == 0
+
+
+@pytest.mark.parametrize(("answered", "goes_on"), [(False, False), (True, True)])
+def test_only_a_summary_in_the_midst_of_a_task_says_so(answered: bool, goes_on: bool) -> None:
+    history, conversation = History(), Conversation("sess_1")
+    for choice, number in (("create", 1), ("start", 0), ("say", 4), ("complete", 0), ("create", 1), ("start", 1)):
+        history.play(choice, number)
+    if answered:
+        history.play("say", 1)
+    told = {"messageId": "msg_s", "summary": "All that.", "replaces": {"untilMessageId": history.ids[3]}, "keeps": [prompt_id("task_1")]}
+    history.add("session.compacted", told, "task_1")
+    for event in history.events:
+        conversation.apply(event)
+    (summary,) = [entry.message.text for entry in conversation.entries if entry.is_summary]
+    assert summary.endswith(GO_ON) is goes_on

@@ -24,6 +24,8 @@ CONTEXT = frozenset(
         "message.copied",
         "tool.finished",
         "session.compacted",
+        "session.pruned",
+        "compaction.failed",
         "session.reverted",
         "session.unreverted",
         "revert.started",

@@ -1,7 +1,8 @@
 """The body of a chat completions request, joined from bytes that are made once for each message.
 
 `messages` is the last key, so that each request of a session repeats the whole one before it, byte for byte, up to the end
-of its old messages: that is what providers' prompt caches hit, and step 1,000 costs as little as step 1.
+of its old messages: that is what providers' prompt caches hit, and step 1,000 costs as little as step 1. Only the marks that
+Anthropic's cache needs (`cache.py`) move on with the end of the conversation.
 """
 
 import re
@@ -11,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
+from agent_server.gateway.cache import mark_all, takes_marks
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Image, Message, Part, Text, ToolCall, ToolSpec
 
@@ -22,9 +24,11 @@ Encoded = tuple[tuple[str, str], bytes, bytes]
 
 
 class BodyEncoder:
-    """Remembers the bytes of messages for as long as the messages live, compared by identity."""
+    """Remembers the bytes of messages for as long as the messages live, compared by identity. With `marks`, it marks what
+    Anthropic's models are to cache."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, marks: bool = True) -> None:
+        self._marks = marks
         self._messages: WeakKeyDictionary[Message, Encoded] = WeakKeyDictionary()
         self._tools: dict[tuple[int, ...], tuple[Sequence[ToolSpec], bytes]] = {}
 
@@ -47,7 +51,10 @@ class BodyEncoder:
             encoded.append(own)
             if follower:
                 images.append(follower)
-        return encoded + images
+        encoded += images
+        if self._marks and takes_marks(endpoint.provider, endpoint.model):
+            mark_all(encoded, messages[0] if messages and messages[0].role == "system" else None)
+        return encoded
 
     def _encode_message(self, endpoint: Endpoint, message: Message) -> tuple[bytes, bytes]:
         target = (endpoint.provider, endpoint.model)

@@ -53,7 +53,7 @@ class ChatGateway:
         self._idle_timeout = idle_timeout
         self._call_timeout = call_timeout
         self._prices = prices or PriceTable()
-        self._encoder = BodyEncoder()
+        self._encoder = BodyEncoder(marks=settings.cache_marks)
         self._transport: Transport | None = None
         # Two calls that come first together must not make two clients.
         self._opening = asyncio.Lock()

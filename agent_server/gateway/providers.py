@@ -9,11 +9,13 @@ from agent_server.gateway import Fault, ModelError
 
 
 class ProviderSettings(msgspec.Struct, frozen=True):
-    """`base_url` and `api_key` are AGENT_BASE_URL and AGENT_API_KEY; the providers' own keys are looked up in `environ`."""
+    """`base_url` and `api_key` are AGENT_BASE_URL and AGENT_API_KEY; the providers' own keys are looked up in `environ`.
+    `cache_marks`: whether requests for Anthropic's models are marked for its cache."""
 
     base_url: str | None = None
     api_key: str | None = None
     environ: Mapping[str, str] = msgspec.field(default_factory=dict)
+    cache_marks: bool = True
 
     def __repr__(self) -> str:
         return "<ProviderSettings>"  # a key must not get into a log line by way of its holder

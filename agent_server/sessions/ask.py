@@ -6,6 +6,7 @@ from typing import Any
 
 from agent_server.commands.output import MaskedText
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
+from agent_server.gateway.calls import unique_id
 from agent_server.gateway.retry import stream_with_retries
 from agent_server.ids import new_id
 from agent_server.messages import Image, Message, ToolSpec, Usage
@@ -30,6 +31,11 @@ class Ask:
     def _sink(self, kind: str, message_id: str) -> MaskedText:
         run = self._run
         return MaskedText(run.around.secrets, lambda text: run.around.log.say(run.draft(kind, {"messageId": message_id, "delta": text})))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether anything of the message was told."""
+        return self._is_begun
 
     async def ask(self, specs: list[ToolSpec]) -> None:
         """Errors: ModelError, LogUnavailable; Paused when the server stops while the call is held."""
@@ -74,9 +80,12 @@ class Ask:
         self._is_complete = True
         self._end()
         calls = []
+        taken = set(run.conversation.call_ids)  # the model cannot know those that were compacted
         for call in message.tool_calls:
-            run.arguments[call.id] = call.arguments
-            calls.append({"id": call.id, "name": call.name, "arguments": call.arguments})
+            call_id = unique_id(call.id, taken)
+            taken.add(call_id)
+            run.arguments[call_id] = call.arguments
+            calls.append({"id": call_id, "name": call.name, "arguments": call.arguments})
         data: dict[str, Any] = {
             "messageId": self._message_id,
             "text": message.text,

@@ -257,10 +257,8 @@ class Attempts:
 
 def system_message(state: conversation.Conversation, given: Mapping[str, Any]) -> Message:
     """Gives the system prompt of a session, with a task's own addition last."""
-    system = (state.began or {}).get("system", "")
-    if given.get("system"):
-        system = f"{system}\n\n{given['system']}"
-    return Message("system", (Text(system),))
+    stable = Text((state.began or {}).get("system", ""))
+    return Message("system", (stable, Text(f"\n\n{given['system']}")) if given.get("system") else (stable,))
 
 
 def built_in(around: Surroundings, agent: Agent, given: Mapping[str, Any]) -> dict[str, Offered]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from agent_server.errors import Draining, TaskTimeout
@@ -13,7 +14,7 @@ from agent_server.sessions.attempts import built_in, own_tool, system_message
 from agent_server.sessions.conversation import load
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.sessions import Sessions
-from agent_server.sessions.summary import Summarised, summarise
+from agent_server.sessions.summary import Summarised, choose, summarise
 
 COMPACT_TIME = 600.0
 """Seconds for one compaction, with all its tries: a slow model reads a million tokens in less."""
@@ -26,6 +27,9 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
     """
     async with sessions.held(session_id):
         state = await load(around.log, session_id)
+        chosen = choose(state.settled)
+        if chosen is None:
+            return None
         newest = await tasks.find_all(around.log, session_id=session_id, limit=1)
         given: Mapping[str, Any] = newest[0].given if newest else {"autoTools": True, "provider": "", "model": ""}
         if options is None:
@@ -34,15 +38,15 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
         own = [await own_tool(around, entry) for entry in given.get("tools", ()) if "mcp" not in entry]
         specs += [ToolSpec(tool.name, tool.description, tool.parameters) for tool in own]
         system = system_message(state, given)
-        work = asyncio.create_task(around.pause.repeated(lambda: summarise(around.gateway, state, system, specs, options)))
+        window = await around.windows.find(options.provider, options.model)
+        summary = partial(summarise, around.gateway, chosen, system, specs, options, window=window)
+        work = asyncio.create_task(around.pause.repeated(summary))
         done = await _within(work, sessions)
-        if done is None:
-            return None
         (event,) = await around.log.append(Draft("session.compacted", done.to_wire(), session_id, sync=True))
         return event
 
 
-async def _within(work: "asyncio.Task[Summarised | None]", sessions: Sessions) -> Summarised | None:
+async def _within(work: "asyncio.Task[Summarised]", sessions: Sessions) -> Summarised:
     stopping = asyncio.create_task(sessions.stopping())
     try:
         await asyncio.wait([work, stopping], timeout=COMPACT_TIME, return_when=asyncio.FIRST_COMPLETED)

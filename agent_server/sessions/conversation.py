@@ -18,6 +18,11 @@ INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have 
 
 SUMMARY = "What was said and done before this is summarised here; the messages themselves are no longer shown.\n\n{}"
 
+GO_ON = "\n\nThis is no new request: go on with the task from here, without beginning anew."
+"""What a summary in the midst of a task ends with."""
+
+PRUNED = "[This old output was removed to make room; make the call again if it is still needed.]"
+
 ANSWER = (
     "Your answer to this, the last message without tool calls, must be one JSON value and nothing else: no prose, no code fence. "
     "It must be valid under this JSON Schema:\n{}"
@@ -51,6 +56,8 @@ class Conversation:
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
     output of each process in the background was, `files` the stamps of the files that were read or written, by name; `steps`, `cost`
     (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
+    `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
+    `compactions` counts those in a row, failed ones too, that the present task has made since its last answer.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -67,6 +74,9 @@ class Conversation:
         self.corrections = 0
         self.usage: Mapping[str, Any] = {}
         self.cost = 0.0
+        self.measured = self.measured_at = 0
+        self.compactions = 0
+        self.call_ids: set[str] = set()  # of all calls there ever were: none may come again, also when its message is gone
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
@@ -80,7 +90,12 @@ class Conversation:
     @property
     def added(self) -> Sequence[str]:
         """The ids of the messages that came while the present task worked, and are in no answered request yet."""
-        return [entry.message_id for entry in self._added.get(self._task_id or "", ())]
+        return [entry.message_id for entry in self.waiting]
+
+    @property
+    def waiting(self) -> Sequence[Entry]:
+        """The messages that come after `entries` in the next request."""
+        return self._added.get(self._task_id or "", ())
 
     @property
     def open_calls(self) -> Sequence[ToolCall]:
@@ -121,6 +136,7 @@ class Conversation:
         self._close_calls()
         entry = entry_from_wire(event.data)
         self.entries.append(entry)
+        self.call_ids.update(call.id for call in entry.message.tool_calls)
         self.instructions.update(entry.instructions)
         remember(self.files, entry.files)
 
@@ -135,7 +151,7 @@ class Conversation:
         self._close_calls()
         task_id = event.task_id or ""
         self._task_id = task_id
-        self.steps, self.corrections, self.cost = 0, 0, 0.0
+        self.steps, self.corrections, self.compactions, self.cost = 0, 0, 0, 0.0
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         self.entries.append(self._prompts.pop(task_id, blank))
 
@@ -158,6 +174,16 @@ class Conversation:
         self.steps += 1
         self.usage = data.get("usage") or {}
         self.cost += self.usage.get("cost") or 0.0
+        self.compactions = 0
+        self.call_ids.update(self._open)
+        self._measure(message)
+
+    def _measure(self, answer: Message) -> None:
+        used = self.usage.get
+        hidden = used("reasoning_tokens") or 0 if answer.reasoning is None else 0  # such reasoning is not sent back
+        prompt = used("prompt_tokens") or 0
+        self.measured = prompt + max(0, (used("completion_tokens") or 0) - hidden) if prompt else 0
+        self.measured_at = len(self.entries)
 
     def _enter(self, task_id: str, message_ids: Sequence[str]) -> None:
         """Puts what was added and sent into its place, before the answer to it."""
@@ -180,11 +206,30 @@ class Conversation:
         cut = next((at + 1 for at in reversed(range(len(self.entries))) if self.entries[at].message_id == until), 0)
         cut = min(cut, len(self.settled))  # a call is never parted from its result, also one to come
         if cut:
-            summary = Message("user", (Text(SUMMARY.format(event.data["summary"])),))
-            files = {name: stamp for entry in self.entries[:cut] for name, stamp in entry.files.items()}
-            self.entries[:cut] = [Entry(event.data["messageId"], summary, event.time, event.task_id, is_summary=True, files=files)]
-            self.instructions = {name for entry in self.entries for name in entry.instructions}
+            gone = self.entries[:cut]
+            keeps = event.data.get("keeps", ())
+            kept = [entry for entry in gone if entry.message_id in keeps and entry.message.role == "user"]
+            message = summary_message(event.data["summary"], goes_on=event.task_id is not None and self.steps > 0)
+            files = {name: stamp for entry in gone for name, stamp in entry.files.items()}
+            todos = next((entry.todos for entry in reversed(gone) if entry.todos is not None), None)
+            ids = (event.data["messageId"], message, event.time, event.task_id)
+            self.entries[:cut] = [*kept, Entry(*ids, is_summary=True, files=files, todos=todos)]
+            self._changed()
+        self._spent(event)
+
+    def _pruned(self, event: Event) -> None:
+        gone = frozenset(event.data["toolCallIds"])
+        self.entries = [_without_output(entry) if entry.message.tool_call_id in gone else entry for entry in self.entries]
+        self._changed()
+
+    def _spent(self, event: Event) -> None:
         self.cost += (event.data.get("usage") or {}).get("cost") or 0.0
+        self.compactions += event.task_id is not None
+
+    def _changed(self) -> None:
+        """Forgets what is no longer true when entries have gone."""
+        self.instructions = {name for entry in self.entries for name in entry.instructions}
+        self.measured = self.measured_at = 0
 
     def _ended(self, event: Event) -> None:
         task_id = event.task_id or ""
@@ -211,6 +256,8 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "session.created": Conversation._created,
     "session.deleted": Conversation._deleted,
     "session.compacted": Conversation._compacted,
+    "session.pruned": Conversation._pruned,
+    "compaction.failed": Conversation._spent,
     "message.copied": Conversation._copied,
     "message.added": Conversation._came,
     "message.completed": Conversation._answered,
@@ -239,6 +286,16 @@ def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
     if len(files) > MAX_FILES:
         for name in list(files)[:-MAX_FILES]:  # a copy: calls side by side do this in threads
             files.pop(name, None)
+
+
+def _without_output(entry: Entry) -> Entry:
+    message = Message("tool", (Text(PRUNED),), tool_call_id=entry.message.tool_call_id)
+    return msgspec.structs.replace(entry, message=message, instructions=())
+
+
+def summary_message(summary: str, *, goes_on: bool) -> Message:
+    """Gives the message that a summary is. With `goes_on`, it stands in the midst of a task."""
+    return Message("user", (Text(SUMMARY.format(summary) + (GO_ON if goes_on else "")),))
 
 
 def prompt_id(task_id: str) -> str:

@@ -1,7 +1,8 @@
 """The one loop: fold the log into messages, ask the model, append what it says, run its calls, again.
 
 It begins wherever the log says the task stands, so that a first start and a resumption are the same thing. It leaves
-out queues, deadlines and cancelling, which are `sessions.py`; a model call is `ask.py`, how a call is run `calling/calls.py`.
+out queues, deadlines and cancelling, which are `sessions.py`; a model call is `ask.py`, the room it needs `context.py`, how a call
+is run `calling/calls.py`.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from agent_server.calling.calls import run_calls
 from agent_server.errors import Unprocessable
 from agent_server.messages import ToolSpec
 from agent_server.sessions.answers import accept
-from agent_server.sessions.ask import Ask
+from agent_server.sessions.context import open_room
 from agent_server.sessions.run import Paused, Run
 
 
@@ -23,6 +24,7 @@ async def work(run: Run) -> dict[str, Any]:
     conversation = run.conversation
     steps = run.task.steps
     specs = [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
+    room = await open_room(run, specs)
     while True:
         await run_calls(run)
         if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
@@ -35,8 +37,10 @@ async def work(run: Run) -> dict[str, Any]:
         if run.is_draining():
             raise Paused
         _check_limits(run, steps)
+        if await room.make():
+            _check_limits(run, steps)  # a summary costs too
         run.post(run.draft("step.started", {"step": steps + 1}))
-        await Ask(run).ask(specs)
+        await room.ask()
 
 
 def _check_limits(run: Run, steps: int) -> None:

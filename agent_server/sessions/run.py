@@ -15,6 +15,7 @@ from agent_server.commands.processes import Processes
 from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
+from agent_server.gateway.windows import Windows
 from agent_server.mcp.client import McpServers
 from agent_server.messages import Message
 from agent_server.pause import Pause
@@ -41,6 +42,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     mcp: McpServers
     configs: ToolConfigs
     pause: Pause
+    windows: Windows
 
 
 class Paused(Exception):

@@ -20,7 +20,7 @@ Values: TypeAlias = Callable[[Event], dict[str, Any] | None]
 class TaskIndex:
     """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
 
-    version = 3
+    version = 4
     tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
     schema: Sequence[str] = (
         """CREATE TABLE tasks (
@@ -61,10 +61,13 @@ def _created(event: Event) -> dict[str, Any]:
     return {"session": event.session_id, "key": data.get("idempotencyKey"), "hash": data.get("requestHash")}
 
 
+def _answered(event: Event) -> dict[str, Any]:
+    return {"message": event.data["messageId"], **_usage(event)}
+
+
 def _usage(event: Event) -> dict[str, Any]:
     usage = event.data.get("usage") or {}
     return {
-        "message": event.data["messageId"],
         "prompt": usage.get("prompt_tokens", 0),
         "completion": usage.get("completion_tokens", 0),
         "cached": usage.get("cached_tokens", 0),
@@ -103,6 +106,13 @@ _END = (
     "UPDATE tasks SET status = '{}', phase = :phase, ended = :seq, ended_at = :time, steps = coalesce(:steps, steps) WHERE task_id = :task"
 )
 
+_USED = (
+    "UPDATE tasks SET phase = 'running', {}prompt_tokens = prompt_tokens + :prompt, "
+    "completion_tokens = completion_tokens + :completion, cached_tokens = cached_tokens + :cached, "
+    "reasoning_tokens = reasoning_tokens + :reasoning, "
+    "cost = CASE WHEN :cost IS NULL THEN cost ELSE coalesce(cost, 0) + :cost END WHERE task_id = :task"
+)
+
 _FOLDS: Mapping[str, tuple[str, Values]] = {
     "task.created": (
         "INSERT OR IGNORE INTO tasks (task_id, session_id, created, created_at, status, phase, idempotency_key, request_hash) "
@@ -120,13 +130,9 @@ _FOLDS: Mapping[str, tuple[str, Values]] = {
     "task.retrying": _phase("retrying"),
     "step.started": _phase("running"),
     "message.delta": _phase("running"),
-    "message.completed": (
-        "UPDATE tasks SET phase = 'running', message_id = :message, prompt_tokens = prompt_tokens + :prompt, "
-        "completion_tokens = completion_tokens + :completion, cached_tokens = cached_tokens + :cached, "
-        "reasoning_tokens = reasoning_tokens + :reasoning, "
-        "cost = CASE WHEN :cost IS NULL THEN cost ELSE coalesce(cost, 0) + :cost END WHERE task_id = :task",
-        _usage,
-    ),
+    "message.completed": (_USED.format("message_id = :message, "), _answered),
+    "session.compacted": (_USED.format(""), _usage),
+    "compaction.failed": (_USED.format(""), _usage),
     "tool.started": (
         _COUNT,
         lambda event: {"name": event.data["tool"]},

@@ -7,6 +7,9 @@ from typing import Any
 
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
+MARKS = 4
+"""Anthropic's models take no more."""
+
 
 def complaint(body: dict[str, Any]) -> str | None:
     """Why a provider would answer 400 to this body; None when it would not."""
@@ -15,6 +18,8 @@ def complaint(body: dict[str, Any]) -> str | None:
         return "messages must not be empty"
     if messages[-1]["role"] not in ("user", "tool"):
         return f"the last message must be a user's or a tool's, not of role {messages[-1]['role']}"
+    if sum("cache_control" in part for message in messages for part in _parts(message)) > MARKS:
+        return f"at most {MARKS} marks for the cache may be set"
     names = [tool["function"]["name"] for tool in body.get("tools", [])]
     if "tools" in body and (not names or len(names) != len(set(names)) or not all(map(NAME.fullmatch, names))):
         return f"tools need distinct names of the form {NAME.pattern}"
@@ -24,14 +29,29 @@ def complaint(body: dict[str, Any]) -> str | None:
 def _content_complaint(message: dict[str, Any]) -> str | None:
     role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
     if role == "assistant":
+        if text := _parts_complaint(message):
+            return text
         if not content and not calls:
             return "an assistant's message must have content or tool_calls"
         return next((text for call in calls or [] if (text := _call_complaint(call))), None)
     if content is None or content == []:
         return f"a message of role {role} must have content"
-    if role != "user" and not isinstance(content, str):
-        return f"content of role {role} must be a string"
+    return _parts_complaint(message)
+
+
+def _parts_complaint(message: dict[str, Any]) -> str | None:
+    parts = _parts(message)
+    marked = [part for part in parts if "cache_control" in part]
+    if message["role"] != "user" and parts and not (marked and all(part["type"] == "text" for part in parts)):
+        return f"content of role {message['role']} must be a string, or texts of which one is marked for the cache"
+    if any(not part.get("text", "-").strip() for part in marked):
+        return "cache_control cannot be set for empty text blocks"
     return None
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
 
 
 def _call_complaint(call: dict[str, Any]) -> str | None:

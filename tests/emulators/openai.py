@@ -12,6 +12,7 @@ It checks each conversation as strictly as real providers do (`history.py`) unle
 import argparse
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,8 @@ from tests.emulators.history import complaint
 from tests.emulators.http import Connection, Request, serve
 
 REPOSITORY = Path(__file__).parents[2]
+
+IMAGE_DATA = re.compile(rb'data:image/[^"]*')
 
 KEPT_BYTES = 64 * 2**20
 """Bodies of requests that are kept: the oldest go first, so that a benchmark of 1,000 steps does not fill the memory."""
@@ -146,9 +149,9 @@ class Model:
         if turn is None:
             await connection.answer(400, _error({"message": "The emulator's script is over."}))
         elif turn.script:
-            await _send(_scripted(turn, body), body, len(request.body), connection)
+            await _send(_scripted(turn, body), body, _size(request.body), connection)
         else:
-            await _send(turn, body, len(request.body), connection)
+            await _send(turn, body, _size(request.body), connection)
 
     def _next(self) -> Turn | None:
         if not self._script:
@@ -303,6 +306,11 @@ def _whole(turn: Turn, usage: dict[str, Any]) -> dict[str, Any]:
 
 def _finish_reason(turn: Turn) -> str:
     return turn.finish_reason or ("tool_calls" if turn.tool_calls else "stop")
+
+
+def _size(body: bytes) -> int:
+    """Bytes, without those of images: no provider counts them as text."""
+    return len(IMAGE_DATA.sub(b"", body)) if b"data:image/" in body else len(body)
 
 
 def _usage(turn: Turn, size: int) -> dict[str, Any]:

@@ -1,0 +1,425 @@
+"""The room in a model: what goes before a request would not fit, that it comes to an end, and that the task goes on."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from agent_server.sessions.context import LEAST_GAIN, MAX_COMPACTIONS, PROTECTED_TOKENS, SHRINKS_BY
+from agent_server.sessions.conversation import PRUNED
+from agent_server.sessions.tokens import text_tokens
+from tests.emulators.history import complaint
+from tests.emulators.openai import OpenAIEmulator, Record
+from tests.ended import assert_completed, assert_requests, of_type
+from tests.scripts import STALLED, bash
+from tests.serving import ServerProcess, serving
+
+OVERFLOW = {"status": 400, "error": {"message": "This model's maximum context length is 9.", "code": "context_length_exceeded"}}
+SMALL = 32_000
+"""Tokens: 24,000 of a request, 6,000 of the newest turns."""
+
+
+@pytest.fixture(scope="module")
+def small(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server whose model reads little."""
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(SMALL)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def large(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server whose model reads 80,000 tokens in a request."""
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS="100000") as running:
+        yield running
+
+
+def printing(size: int, mark: str = "line") -> dict[str, Any]:
+    """A turn that calls a command of so many bytes of output, in lines that begin with the mark."""
+    return {"text": "On.", "tool_calls": [bash(f"yes '{mark} {'.' * 50}' | head -c {size}")]}
+
+
+def bodies(model: OpenAIEmulator) -> list[Any]:
+    found = [record.json for record in model.requests()]
+    assert [complaint(body) for body in found] == [None] * len(found)
+    return found
+
+
+def is_summary_request(body: Any) -> bool:
+    return "## Next steps" in str(body["messages"][-1]["content"])
+
+
+def texts(body: Any) -> list[str]:
+    return [str(message["content"]) for message in body["messages"][1:]]
+
+
+def requests_of(records: list[Record]) -> list[Record]:
+    return [record for record in records if not is_summary_request(record.json)]
+
+
+# Compaction
+
+
+def test_a_long_task_is_compacted_on_its_way_and_goes_on_by_itself(small: ServerProcess, model: OpenAIEmulator) -> None:
+    steps = [printing(12_000, f"step{number}") for number in range(9)]
+    model.script(*steps[:8], {"text": "## Goal\nThe summary."}, steps[8], {"text": "Done."})
+    task_id = small.submit("Count to nine.", sessionId="long")
+    told = assert_completed(small, task_id)
+    (compacted,) = of_type(told, "session.compacted")
+    assert compacted["summary"] == "## Goal\nThe summary."
+    assert not of_type(told, "session.pruned")  # nothing is older than the protected outputs
+    found = bodies(model)
+    at = next(number for number, body in enumerate(found) if is_summary_request(body))
+    before, after = found[at - 1], found[at + 1]
+    # The prompt stays word for word, then comes the summary, then the newest turn, whole and unchanged.
+    assert texts(after)[0] == "Count to nine."
+    assert "The summary." in texts(after)[1]
+    kept = after["messages"][3:]
+    assert 0 < len(kept) < len(before["messages"]) - 3
+    assert kept[0]["role"] == "assistant"
+    assert found[at]["messages"][0] == after["messages"][0]
+    assert kept[-1]["role"] == "tool"
+    assert "step7" in kept[-1]["content"]
+    # The request for it continues the last one, so that the cache pays for it.
+    records = model.requests()
+    asked_for = records[at].json["messages"]
+    assert before["messages"] == asked_for[: len(before["messages"])]
+    assert_requests(records[:at])
+    assert_requests(records[at + 1 :])
+
+
+def test_what_was_compacted_is_the_same_after_a_kill(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": "Hm.", "tool_calls": [bash("sleep 60")]})
+    task_id = small.submit(sessionId="same")
+    started = small.wait_for(task_id, "session.compacted")
+    while len(model.requests()) < 9:
+        time.sleep(0.01)
+    small.wait_for(task_id, "message.completed", after=started["seq"])
+    small.kill()
+    last = model.requests()[-1]
+    model.script({"text": "Done."})
+    small.start()
+    assert_completed(small, task_id)
+    assert_requests([last, *model.requests()])
+    assert len(of_type(small.task_events(task_id), "session.compacted")) == 1
+
+
+def test_a_kill_right_after_a_compaction_does_not_repeat_it(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"repeat": {"text": "Done."}, "times": 2})
+    task_id = small.submit("Go.", sessionId="right-after")
+    small.kill_at(task_id, "session.compacted")
+    small.start()
+    told = assert_completed(small, task_id)
+    assert len(of_type(told, "session.compacted")) == 1
+    found = bodies(model)
+    assert [is_summary_request(body) for body in found[7:9]] == [True, False]
+    assert all(texts(body) == texts(found[8]) for body in found[8:])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "stop"])
+def test_an_end_of_the_server_during_a_compaction_loses_nothing(how: int, small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = f"broken-{how}"
+    model.script(*[printing(14_000) for _ in range(7)], STALLED, {"text": "A summary."}, {"text": "Done."})
+    task_id = small.submit("Go on and on.", sessionId=name)
+    while len(model.requests()) < 8:
+        time.sleep(0.01)
+    assert small.post(f"/tasks/{task_id}/messages", {"prompt": "and be quick"}).status_code in (200, 202)
+    assert small.process is not None
+    os.kill(small.process.pid, how)
+    small.process.wait(30)
+    small.start()
+    told = assert_completed(small, task_id)
+    assert len(of_type(told, "session.compacted")) == 1
+    assert not of_type(told, "compaction.failed")
+    found = bodies(model)
+    assert [is_summary_request(body) for body in found[7:]] == [True, True, False]
+    assert texts(found[-1])[-1] == "and be quick"  # what came meanwhile is in no summary, and not lost
+    assert found[7]["messages"][:-1] == found[8]["messages"][:-1]
+
+
+def test_the_summary_counts_to_the_tasks_usage_and_cost(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary.", "usage": usage}, {"text": "Done."})
+    task_id = small.submit(sessionId="cost")
+    told = assert_completed(small, task_id)  # which sums it up
+    (compacted,) = of_type(told, "session.compacted")
+    assert compacted["usage"]["cost"] == 0.25
+    assert small.get(f"/tasks/{task_id}").json()["usage"]["cost"] == 0.25
+
+
+def test_the_cost_of_a_summary_ends_a_task_at_its_limit(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary.", "usage": usage}, {"text": "Not said."})
+    task = small.finish(small.submit(sessionId="cost-limit", maxCost=0.2))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "max_cost")
+    assert len(model.requests()) == 8
+
+
+def test_the_count_of_the_provider_tells_when_it_is_full(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 23_000, "completion_tokens": 2_000, "total_tokens": 25_000}
+    model.script(printing(2_000), {**printing(2_000), "usage": usage}, {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="counted"))
+    assert len(of_type(told, "session.compacted")) == 1
+    assert is_summary_request(bodies(model)[2])
+
+
+def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 90_000, "completion_tokens": 2_000, "total_tokens": 92_000}
+    model.script(
+        printing(2_000),
+        {**printing(2_000), "usage": usage},
+        {"text": "A summary."},
+        {"repeat": {**printing(2_000), "usage": usage}, "times": 5},
+        {"text": "Done."},
+    )
+    told = assert_completed(small, small.submit(sessionId="sums"))
+    assert len(of_type(told, "session.compacted")) == 1
+
+
+def test_a_new_prompt_that_does_not_fit_beside_the_old_ones_is_kept_and_answered(small: ServerProcess, model: OpenAIEmulator) -> None:
+    prompt = "word " * 10_000
+    model.script({"text": "First."}, {"text": "Second."}, {"text": "A summary."}, {"text": "Third."})
+    for said in (prompt, "short", prompt):
+        assert small.post("/run", {"prompt": said, "sessionId": "prompts"}).status_code == 200
+    last = bodies(model)[-1]
+    assert len(texts(last)) == 2
+    assert "A summary." in texts(last)[0]
+    assert texts(last)[1] == prompt
+
+
+def test_a_prompt_with_a_schema_survives_the_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": '{"n": 9}'})
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    reply = small.post("/run", {"prompt": "Count.", "sessionId": "schema", "outputSchema": schema})
+    assert reply.json()["output"] == {"n": 9}
+    assert "JSON Schema" in texts(bodies(model)[-1])[0]
+
+
+def test_calls_of_the_kept_turns_keep_their_results_when_they_ran_side_by_side(small: ServerProcess, model: OpenAIEmulator) -> None:
+    (small.workspace / "f.txt").write_text("text of a file\n" * 700)
+    calls = [{"name": "read", "arguments": {"filePath": "f.txt", "offset": number}} for number in range(1, 4)]
+    model.script(*[{"text": "On.", "tool_calls": calls} for _ in range(4)], {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="side"))
+    assert of_type(told, "session.compacted")
+    bodies(model)  # each call has its result in all of them
+
+
+def test_a_call_id_that_was_compacted_is_not_given_again(small: ServerProcess, model: OpenAIEmulator) -> None:
+    def named(turn: dict[str, Any]) -> dict[str, Any]:
+        return {**turn, "tool_calls": [{**turn["tool_calls"][0], "id": "call_a"}]}
+
+    model.script(*[named(printing(14_000)) for _ in range(7)], {"text": "A summary."}, named(printing(10)), {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="ids"))
+    ids = [event["toolCallId"] for event in of_type(told, "tool.finished")]
+    assert len(set(ids)) == len(ids) == 8
+
+
+# Pruning
+
+
+def test_old_outputs_go_first_and_the_newest_stay(large: ServerProcess, model: OpenAIEmulator) -> None:
+    sizes = [45_000] * 8
+    model.script(*[printing(size, f"step{number}") for number, size in enumerate(sizes)], {"text": "Done."})
+    task_id = large.submit(sessionId="pruned")
+    told = assert_completed(large, task_id)
+    (pruned,) = of_type(told, "session.pruned")
+    assert not of_type(told, "session.compacted")
+    found = bodies(model)
+    outputs = [message["content"] for message in found[-1]["messages"] if message["role"] == "tool"]
+    gone = [output == PRUNED for output in outputs]
+    assert gone == sorted(gone, reverse=True)
+    assert sum(gone) == len(pruned["toolCallIds"])
+    assert sum(text_tokens(output) for output in outputs if output != PRUNED) >= PROTECTED_TOKENS
+    assert pruned["tokens"] >= LEAST_GAIN
+    ids = [message["tool_call_id"] for message in found[-1]["messages"] if message["role"] == "tool"]
+    assert pruned["toolCallIds"] == ids[: len(pruned["toolCallIds"])]
+    # After a restart it is the same.
+    large.kill()
+    large.start()
+    model.script({"text": "And on."})
+    large.post("/run", {"prompt": "more", "sessionId": "pruned"})
+    assert bodies(model)[0]["messages"][: len(found[-1]["messages"])] == found[-1]["messages"]
+
+
+def test_pruning_and_then_compacting_when_it_is_not_enough(large: ServerProcess, model: OpenAIEmulator) -> None:
+    prompt = "word " * 30_000  # 37,500 tokens
+    calls = [bash(f"yes '{number} {'.' * 50}' | head -c 45000") for number in range(4)]
+    steps = [{"text": "On.", "tool_calls": made} for made in (calls[:3], [bash("true")], calls)]
+    model.script({"text": "I see."}, *steps, {"text": "A summary."}, {"text": "Done."})
+    large.post("/run", {"prompt": prompt, "sessionId": "both"})
+    told = assert_completed(large, large.submit("go", sessionId="both"))
+    kinds = [event["type"] for event in told if event["type"] in ("session.pruned", "session.compacted")]
+    assert kinds == ["session.pruned", "session.compacted"]
+    bodies(model)
+
+
+# What the provider refuses
+
+
+def test_an_overflow_leads_to_a_compaction_and_a_new_try(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(printing(6_000), OVERFLOW, {"text": "A summary."}, {"text": "Done."})
+    task_id = small.submit("Work.", sessionId="overflow")
+    told = assert_completed(small, task_id)
+    assert len(of_type(told, "session.compacted")) == 1
+    assert not of_type(told, "message.discarded")
+    found = bodies(model)
+    assert [is_summary_request(body) for body in found] == [False, False, True, False]
+    assert len(str(found[2])) < len(str(found[1]))  # what was refused is not sent again
+    assert texts(found[3])[0] == "Work."
+
+
+def test_an_overflow_leads_to_a_pruning_first(large: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(45_000) for _ in range(6)], OVERFLOW, {"text": "Done."})
+    told = assert_completed(large, large.submit(sessionId="overflow-prune"))
+    assert len(of_type(told, "session.pruned")) == 1
+    assert not of_type(told, "session.compacted")
+
+
+def test_an_endless_overflow_ends_the_task_with_a_reason_and_not_the_session(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(
+        *[printing(3_000) for _ in range(6)],
+        OVERFLOW,
+        {"text": "A summary. " * 50},
+        OVERFLOW,
+        {"text": "Another summary."},
+        OVERFLOW,
+        {"text": "Fine again."},
+    )
+    task = small.finish(small.submit("Work.", sessionId="endless"))
+    assert (task["status"], task["phase"], task["error"]["code"]) == ("failed", "done", "MODEL_ERROR")
+    details = task["error"]["details"]
+    assert (details["reason"], details["compactions"]) == ("context_overflow", MAX_COMPACTIONS)
+    assert len(model.requests()) == 6 + 5
+    reply = small.post("/run", {"prompt": "Next.", "sessionId": "endless"})
+    assert reply.json()["response"] == "Fine again."
+    bodies(model)
+
+
+def test_an_overflow_of_everything_ends_the_task_after_a_few_calls(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(printing(9_000), {"repeat": OVERFLOW, "times": 30})
+    task = small.finish(small.submit("Work.", sessionId="everything"))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert len(model.requests()) <= 8
+    model.script({"text": "Fine again."})
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "everything"}).json()["response"] == "Fine again."
+    first = bodies(model)[0]["messages"]
+    assert [message["role"] for message in first] == ["system", "user", "assistant", "tool", "user"]  # as it was
+
+
+def test_a_prompt_that_is_too_long_alone_fails_and_is_gone(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(OVERFLOW, {"text": "Fine."})
+    task = small.finish(small.submit("word " * 40_000, sessionId="alone"))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "alone"}).json()["response"] == "Fine."
+    assert texts(bodies(model)[-1]) == ["Next."]
+
+
+def test_an_overflow_after_the_answer_began_is_no_reason_to_compact(small: ServerProcess, model: OpenAIEmulator) -> None:
+    error = {"message": "maximum context length exceeded", "code": "context_length_exceeded"}
+    model.script(printing(9_000), {"text": "Half of", "stream_error": error, "delay": 0.01}, {"text": "Not asked for."})
+    task = small.finish(small.submit(sessionId="begun"))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert len(model.requests()) == 2
+
+
+@pytest.mark.parametrize("tokens", [1, 2_000])
+def test_a_window_too_small_for_anything_ends_in_a_reason(tokens: int, model: OpenAIEmulator) -> None:
+    model.script({"repeat": {**printing(200), "text": "A summary?"}, "times": 200})
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(tokens)) as running:
+        task = running.finish(running.submit("Work.", maxSteps=50))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert len(model.requests()) < 20
+
+
+# Compactions that fail
+
+
+@pytest.mark.parametrize(
+    ("turn", "reason"),
+    [
+        ({"text": "longer and longer " * 9_000}, "no_shorter"),
+        ({"tool_calls": [bash("true")]}, "bad_response"),
+    ],
+    ids=["no-shorter", "calls-instead"],
+)
+def test_a_compaction_that_fails_twice_ends_the_task(
+    turn: dict[str, Any], reason: str, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], turn, turn, {"text": "A summary."}, {"text": "Fine again."})
+    name = f"fails-{reason}"
+    task = small.finish(small.submit("Work.", sessionId=name))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    told = small.task_events(task["taskId"])
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == [reason] * MAX_COMPACTIONS
+    assert not of_type(told, "session.compacted")
+    assert task["usage"]["total_tokens"] == sum(
+        event["usage"]["total_tokens"] for event in told if event["type"] in ("message.completed", "compaction.failed")
+    )
+    reply = small.post("/run", {"prompt": "Next.", "sessionId": name})
+    assert reply.json()["response"] == "Fine again."
+    last = bodies(model)[-1]
+    assert "A summary." in texts(last)[0]
+    assert texts(last)[-1] == "Next."
+
+
+def test_a_compaction_may_fail_once(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"tool_calls": [bash("true")]}, {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="once"))
+    assert [event["type"] for event in told if "compact" in event["type"]] == ["compaction.failed", "session.compacted"]
+
+
+@pytest.mark.parametrize("turn", [{"status": 401}, {"status": 400}], ids=["unauthorized", "bad-request"])
+def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(
+    turn: dict[str, Any], small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    name = f"model-{turn['status']}"
+    model.script(*[printing(14_000) for _ in range(7)], turn, {"text": "A summary."}, {"text": "Fine again."})
+    task = small.finish(small.submit("Work.", sessionId=name))
+    assert (task["status"], task["error"]["code"]) == ("failed", "MODEL_ERROR")
+    count = len(small.get(f"/sessions/{name}/messages?limit=200").json()["messages"])
+    assert count == 8  # the prompt and seven answers
+    assert small.post("/run", {"prompt": "Next.", "sessionId": name}).json()["response"] == "Fine again."
+    found = bodies(model)
+    assert [is_summary_request(body) for body in found[-3:]] == [True, True, False]
+
+
+def test_a_summary_that_breaks_off_is_asked_for_again_and_told(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"drop": True}, {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="again"))
+    assert len(of_type(told, "task.retrying")) == 1
+    assert len(of_type(told, "session.compacted")) == 1
+
+
+def test_a_task_can_be_cancelled_while_it_is_compacted(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], STALLED)
+    task_id = small.submit(sessionId="cancelled")
+    while len(model.requests()) < 8:
+        time.sleep(0.01)
+    assert small.post(f"/tasks/{task_id}/cancel").json()["phase"] == "cancelled"
+
+
+def test_a_quiesce_during_a_compaction_breaks_it_off_and_it_is_made_again(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], STALLED, {"text": "A summary."}, {"text": "Done."})
+    task_id = small.submit(sessionId="quiesced")
+    while len(model.requests()) < 8:
+        time.sleep(0.01)
+    assert small.post("/lifecycle/quiesce").status_code == 200
+    assert small.post("/lifecycle/resume").status_code == 200
+    told = assert_completed(small, task_id)
+    assert len(of_type(told, "session.compacted")) == 1
+
+
+def test_what_is_told_of_a_compaction_says_how_much_it_took(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit("Go.", sessionId="told"))
+    (compacted,) = of_type(told, "session.compacted")
+    assert compacted["replaces"]["messages"] > 2
+    assert text_tokens(compacted["summary"]) < 14_000 / 4 * (1 - SHRINKS_BY)
+    found = small.get("/sessions/told/messages").json()["messages"]
+    assert [message["isSummary"] for message in found[:3]] == [False, True, False]
+    lines = [line["message"] for line in small.get("/logs?lines=200").json()["logs"] if line["type"] == "session.compacted"]
+    assert lines[-1] == f"{compacted['replaces']['messages']} messages were summarised"
+    assert json.dumps(compacted)
