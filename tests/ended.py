@@ -73,8 +73,9 @@ def _assert_messages(told: Told) -> None:
 
 def _assert_usage(told: Told, task: Mapping[str, Any]) -> None:
     each = [event["usage"] for event in of_type(told, "message.completed")]
+    delegated = [event["details"]["usage"] for event in of_type(told, "tool.finished") if "usage" in event.get("details", {})]
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert task["usage"][name] == sum(usage[name] for usage in each)
+        assert task["usage"][name] == sum(usage[name] for usage in [*each, *delegated])
     assert told[-1]["usage"] == task["usage"]
     assert [event["usage"] for event in of_type(told, "step.finished")] == each
 

@@ -7,7 +7,7 @@ from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
 from agent_server.sessions.run import Caller
-from tools import MAX_BYTES, CommandResult, ToolError
+from tools import MAX_BYTES, Assignment, CommandResult, Outcome, ToolError
 
 
 class Context:
@@ -47,6 +47,9 @@ class Context:
     def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
         data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}
         self._caller.say(self._caller.draft("tool.output", data))
+
+    async def delegate(self, assignment: Assignment) -> Outcome:
+        return await self._caller.delegate(self._call, assignment)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)

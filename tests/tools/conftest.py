@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import MAX_BYTES, CommandResult, ToolContext, ToolError
+from tools import MAX_BYTES, Assignment, CommandResult, Outcome, ToolContext, ToolError
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,9 @@ class LocalContext:
         head, tail = output[: limit // 2], output[-(limit // 2) :]
         left_out = len(output) - len(head) - len(tail)
         return f"{head.decode('utf-8', 'replace')}\n[... {left_out} bytes left out ...]\n{tail.decode('utf-8', 'replace')}", file
+
+    async def delegate(self, assignment: Assignment) -> Outcome:
+        raise ToolError("There is nobody here to delegate to.")
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions
