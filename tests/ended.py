@@ -74,8 +74,9 @@ def _assert_messages(told: Told) -> None:
 def _assert_usage(told: Told, task: Mapping[str, Any]) -> None:
     each = [event["usage"] for event in of_type(told, "message.completed")]
     summaries = [event["usage"] for kind in ("session.compacted", "compaction.failed") for event in of_type(told, kind) if "usage" in event]
+    delegated = [event["details"]["usage"] for event in of_type(told, "tool.finished") if "usage" in event.get("details", {})]
     for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert task["usage"][name] == sum(usage[name] for usage in (*each, *summaries))
+        assert task["usage"][name] == sum(usage[name] for usage in (*each, *summaries, *delegated))
     assert told[-1]["usage"] == task["usage"]
     assert [event["usage"] for event in of_type(told, "step.finished")] == each
 

@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,10 @@ MASK = "***REDACTED***"
 MAX_LINES = 2_000
 MAX_BYTES = 50 * 1024
 """Limits of one tool result, in lines and UTF-8 bytes: what is longer is spilled to a file that `read` can open."""
+
+
+SubagentType: TypeAlias = Literal["explore", "general"]
+"""The subagents there are: one that only reads, and one that can do what its caller can."""
 
 
 class ToolError(Exception):
@@ -107,6 +111,24 @@ class Background(Protocol):
         """Ends it with all its children; of one that has ended, what it left. Gives how it ended."""
 
 
+class Assignment(msgspec.Struct, frozen=True):
+    """What a subagent is to do: `title` stands for it in lists; `resume` names an earlier conversation that goes on with `prompt`."""
+
+    agent: SubagentType
+    title: str
+    prompt: str
+    resume: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """How a subagent ended: `text` is its last message, or why it failed; `conversation` is what it can be resumed by."""
+
+    conversation: str
+    text: str
+    is_error: bool
+    details: Mapping[str, Any]
+
+
 class ToolContext(Protocol):
     """What the server lends to one call. Valid until the call returns; never kept."""
 
@@ -138,6 +160,13 @@ class ToolContext(Protocol):
     def background(self) -> Background:
         """The commands in the background of this session."""
 
+    async def delegate(self, assignment: Assignment) -> Outcome:
+        """Has a subagent do something, in a conversation of its own, and waits for its end. The same call has one subagent, also
+        when it is made again after a crash.
+
+        Errors: ToolError when there is nothing to resume, or nobody to delegate for. Cancellation: whoever ends the task ends it too.
+        """
+
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """Gives AGENTS.md (else CLAUDE.md) texts of the folders between the workspace and `path`, by path, that the
         conversation has not seen. A tool that shows them puts their paths into `details["instructions"]`."""
@@ -153,7 +182,8 @@ class ToolContext(Protocol):
 class Tool(msgspec.Struct, frozen=True, dict=True):
     """One tool. `run` gets validated arguments; it may raise ToolError, and is cancelled at any await.
 
-    `read_only` promises that a call changes nothing: such calls run side by side and are repeated after a crash.
+    `read_only` promises that a call changes nothing: such calls run side by side and are repeated after a crash. `delegates`
+    promises that all it does is `ToolContext.delegate`: such calls run side by side too, and are gone on with after a crash.
     `description` and the arguments' descriptions are prompts. `source` says whose it is: `builtin`, `integration`, `mcp:NAME`.
     """
 
@@ -162,6 +192,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     arguments: type[msgspec.Struct]
     run: Callable[[Any, ToolContext], Awaitable[ToolResult]]
     read_only: bool = False
+    delegates: bool = False
     source: str = "builtin"
 
     @cached_property

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +18,12 @@ from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
 from agent_server.sessions.conversation import INTERRUPTED, parts_to_wire
 from agent_server.sessions.run import Caller, Paused, Run, Surroundings
-from tools import MAX_BYTES, MAX_LINES, ToolError, ToolResult
+from tools import MAX_BYTES, MAX_LINES, Tool, ToolError, ToolResult
 
 logger = logging.getLogger(__name__)
+
+MAX_SUBAGENTS = 8
+"""Subagents of one task that are at work at the same time: each makes model calls and may run commands. Further ones wait for them."""
 
 SKIPPED = "Not run: skipped due to a queued message."
 
@@ -28,9 +31,9 @@ SKIPPED = "Not run: skipped due to a queued message."
 async def run_calls(run: Run) -> None:
     """Gives every open call of the last message its result.
 
-    Calls run in the model's order; neighbours that are read-only run side by side, and so do those that the client runs. A
-    call that had begun before this process is not run again, unless it is read-only. Once a message has come for the task,
-    calls that have not begun are skipped.
+    Calls run in the model's order; neighbours that are read-only run side by side, and so do those that the client runs, and
+    subagents. A call that had begun before this process is not run again, unless it is read-only; a subagent's goes on. Once
+    a message has come for the task, calls that have not begun are skipped.
 
     Errors: Paused when the server stops while a client is waited for.
     """
@@ -42,16 +45,21 @@ async def run_calls(run: Run) -> None:
         elif kind == "reading":
             for at in range(0, len(calls), run.parallel):
                 await _run_side_by_side(run, await _unskipped(run, calls[at : at + run.parallel]))
+        elif kind == "delegating":
+            for at in range(0, len(calls), MAX_SUBAGENTS):
+                await _run_subagents(run, await _unskipped(run, calls[at : at + MAX_SUBAGENTS]))
         else:
             for call in calls:
                 await run.around.pause.point()
                 await _run_one(run, call)
 
 
-def _kind(run: Run, call: ToolCall) -> Literal["client", "reading", "effect"]:
+def _kind(run: Run, call: ToolCall) -> Literal["client", "reading", "delegating", "effect"]:
     tool = run.tools.get(call.name)
     if tool is not None and tool.run is None:
         return "client"
+    if isinstance(tool, Tool) and tool.delegates:
+        return "delegating"
     return "reading" if tool is not None and tool.read_only else "effect"
 
 
@@ -66,8 +74,22 @@ async def _unskipped(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
     return [call for call in calls if call.id in begun]
 
 
-async def _run_side_by_side(run: Run, calls: Sequence[ToolCall]) -> None:
-    fresh = [started(run, call, sync=False) for call in calls if call.id not in run.begun]
+async def _run_subagents(run: Run, calls: Sequence[ToolCall]) -> None:
+    """Waits for subagents, without a place of its own: those that the subagents need may be the only ones."""
+    if not calls:
+        return
+    if run.is_draining():
+        raise Paused
+    run.is_waiting = True
+    try:
+        async with run.slot.left():
+            await _run_side_by_side(run, calls, sync=True)
+    finally:
+        run.is_waiting = False
+
+
+async def _run_side_by_side(run: Run, calls: Sequence[ToolCall], *, sync: bool = False) -> None:
+    fresh = [started(run, call, sync=sync) for call in calls if call.id not in run.begun]
     if fresh:
         await run.append(*fresh)
     try:
@@ -144,9 +166,9 @@ def _ended(call: ToolCall, output: str) -> dict[str, Any]:
     return {"toolCallId": call.id, "tool": call.name, "output": output, "isError": True, "interrupted": False, "duration_ms": 0}
 
 
-def interrupted(call: ToolCall, output: str) -> dict[str, Any]:
+def interrupted(call: ToolCall, output: str, details: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What `tool.finished` says of a call that began and whose end nobody saw."""
-    return {**_ended(call, output), "interrupted": True}
+    return {**_ended(call, output), "interrupted": True, **({"details": details} if details else {})}
 
 
 async def settle(caller: Caller, call: ToolCall) -> Event:
@@ -185,6 +207,8 @@ async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResul
             raise ToolError(f"{call.name} is run by the client, which was not asked.")
         return await tool.run(arguments, context)
     except (ToolError, AgentServerError) as error:
+        if isinstance(error, LogUnavailable) and isinstance(tool, Tool) and tool.delegates:
+            raise  # the subagent may have begun: the task finds it again when it goes on
         return ToolResult(f"Error: {error}", is_error=True)
     except Exception as error:  # the border: a tool's fault must not end the task
         logger.exception("the tool %s failed", call.name)

@@ -9,7 +9,7 @@ from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
 from agent_server.sessions.conversation import remember
 from agent_server.sessions.run import Caller
-from tools import MAX_BYTES, CommandResult, ToolError
+from tools import MAX_BYTES, Assignment, CommandResult, Outcome, ToolError
 
 
 class Context:
@@ -55,6 +55,9 @@ class Context:
     @property
     def background(self) -> Background:
         return Background(self._caller, self.owner)
+
+    async def delegate(self, assignment: Assignment) -> Outcome:
+        return await self._caller.delegate(self._call, assignment)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)

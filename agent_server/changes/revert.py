@@ -141,7 +141,8 @@ class Reverts:
                 changed = await self._changed_by(shadow, task, before.tree)
                 foreign |= _chain(wanted, changed)
                 for other in await tasks.find_beside(self._log, task, MAX_BESIDE) if changed else ():
-                    if not other.is_reverted:
+                    is_subagent = other.parent_id == task.task_id  # what it changed is the task's own doing
+                    if not other.is_reverted and not is_subagent:
                         foreign |= changed.keys() & (await self._changed_by(shadow, other, before.tree)).keys()
             return await self._move(session_id, data, shadow, before, wanted, foreign, force=force)
 

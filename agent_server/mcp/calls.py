@@ -21,7 +21,8 @@ from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
 from agent_server.sessions.conversation import INTERRUPTED, parts
 from agent_server.sessions.run import Surroundings
-from tools import Tool
+from tools import Assignment, Tool, ToolError
+from tools import Outcome as Delegated
 
 logger = logging.getLogger(__name__)
 
@@ -76,9 +77,8 @@ class Calls:
 
     @property
     def tools(self) -> Mapping[str, Tool]:
-        """The tools that this instance's agent has, by name."""
-        allowed = self._agent.tools
-        return {name: tool for name, tool in self._around.tools.items() if allowed is None or name in allowed}
+        """The tools that this instance's agent has, by name, without those that need a task of its own."""
+        return {name: tool for name, tool in self._around.tools.items() if self._agent.may_use(tool) and not tool.delegates}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ends in the log what a killed server left open, then holds the calls until `stop` is set."""
@@ -183,6 +183,9 @@ class _Client:
             told = self._length - sum(map(len, self._chunks))
             chunk = self._chunks.popleft()
             await progress(told + len(chunk), chunk)
+
+    async def delegate(self, call: ToolCall, assignment: Assignment) -> Delegated:
+        raise ToolError("There is no task here that a subagent could work for.")
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return {}  # of whom they were shown to nothing is known here; they can be read as files

@@ -38,7 +38,8 @@ class McpConfig(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def tools(request: Request) -> Response:
-    offered = server_of(request).mcp.calls.tools.values()
+    sessions = server_of(request).sessions
+    offered = [tool for tool in sessions.around.tools.values() if sessions.agent.may_use(tool)]
     return reply(request, ToolList([ToolShown(tool.name, tool.description, tool.parameters, tool.source) for tool in offered]))
 
 

@@ -1,6 +1,7 @@
 """The sessions: what was said in them, and what can be done with them."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -33,6 +34,9 @@ class SessionReply(msgspec.Struct, frozen=True, rename="camel"):
     created_at: str
     updated_at: str
     forked_from: Annotated[str, Meta(description="a session")] | None
+    parent_session_id: Annotated[str, Meta(description="where it is a subagent's: the session that it works for")] | None
+    parent_task_id: Annotated[str, Meta(description="where it is a subagent's: the task that began it")] | None
+    tool_call_id: Annotated[str, Meta(description="where it is a subagent's: the call that began it")] | None
     tasks: int
     tokens_used: int
     cost: Annotated[float, Meta(description="USD; null when no price is known")] | None
@@ -195,9 +199,14 @@ def _call(call_id: str, name: str, arguments: str, result: Entry | None) -> dict
 
 async def delete(request: Request) -> Response:
     server, session_id = server_of(request), request.path_params["session_id"]
-    async with server.sessions.held(session_id):
-        await server.processes.end_left("the session was deleted", session_id=session_id)
-        await server.log.append(Draft("session.deleted", {}, session_id, sync=True))
+    async with AsyncExitStack() as held:
+        await held.enter_async_context(server.sessions.held(session_id))
+        children = await session_index.find_children(server.log, session_id)  # nobody else can go on with them
+        for child_id in children:
+            await held.enter_async_context(server.sessions.held(child_id))
+        for each in (*children, session_id):
+            await server.processes.end_left("the session was deleted", session_id=each)
+        await server.log.append(*(Draft("session.deleted", {}, each, sync=True) for each in (*children, session_id)))
         await server.log.flush()  # who lists sessions next does not find it
     return reply(request, DeletedReply(session_id, True))
 
@@ -242,7 +251,7 @@ ROUTES = (
         replies={200: TodoList},
         errors=(404,),
     ),
-    Endpoint("DELETE", "/sessions/{session_id}", delete, "Forget a session", replies={200: DeletedReply}, errors=_BUSY),
+    Endpoint("DELETE", "/sessions/{session_id}", delete, "Forget a session and its subagents'", replies={200: DeletedReply}, errors=_BUSY),
     Endpoint(
         "POST",
         "/sessions/{session_id}/fork",

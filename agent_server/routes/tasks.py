@@ -127,6 +127,9 @@ class TaskReply(msgspec.Struct, frozen=True, rename="camel"):
     changes: list[dict[str, Any]]
     error: TaskError | None
     reverted: Annotated[bool, Meta(description="what it did was undone, and the conversation does not have it")]
+    parent_session_id: Annotated[str, Meta(description="where it is a subagent: the session of the task it works for")] | None
+    parent_task_id: Annotated[str, Meta(description="where it is a subagent: the task it works for, whose usage has its own in it")] | None
+    tool_call_id: Annotated[str, Meta(description="where it is a subagent: the call of that task that began it")] | None
 
 
 class TaskList(msgspec.Struct, frozen=True, rename="camel"):

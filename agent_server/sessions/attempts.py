@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from agent_server.agents import Agent
+from agent_server.agents import SUBAGENTS, Agent
 from agent_server.calling import custom
 from agent_server.calling.calls import interrupted
 from agent_server.calling.custom import CustomTool, McpConfig, Offered
@@ -26,7 +26,8 @@ from agent_server.gateway import ModelOptions
 from agent_server.mcp.client import McpUnavailable
 from agent_server.messages import Message, Text
 from agent_server.prompts import system_prompt
-from agent_server.sessions import conversation, tasks
+from agent_server.sessions import conversation, session_index, tasks
+from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import GivenUp, failed, failure
 from agent_server.sessions.loop import work
 from agent_server.sessions.run import Paused, Run, Surroundings
@@ -76,11 +77,14 @@ class Active(msgspec.Struct):
 class Attempts:
     """Attempts at tasks of one server."""
 
-    def __init__(self, around: Surroundings, agent: Agent, checkpoints: Checkpoints, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, around: Surroundings, agent: Agent, checkpoints: Checkpoints, subagents: Subagents, is_draining: Callable[[], bool]
+    ) -> None:
         self._around = around
         self._log = around.log
         self._agent = agent
         self._checkpoints = checkpoints
+        self._subagents = subagents
         self._is_draining = is_draining
 
     async def attempt(self, task_id: str, active: Active) -> None:
@@ -93,16 +97,18 @@ class Attempts:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return  # all but the news of its end was written when the log broke off
+        agent = agent_named(await session_index.agent_of(self._log, task.session_id), self._agent)
         if task.started is None:
-            await self._log.append(*await self._first(task), Draft("task.started", {}, task.session_id, task_id))
+            await self._log.append(*await self._first(task, agent), Draft("task.started", {}, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
         else:
             remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
         try:
             async with self._around.pause.clock.timeout(max(remaining, 0)) as deadline:
                 await self._checkpoints.begin(task)
-                async with self._offered(task) as tools:
-                    active.run = run = await self._prepare(task, tools, active)
+                until = self._around.pause.clock.time() + max(remaining, 0)
+                async with self._offered(task, agent) as tools:
+                    active.run = run = await self._prepare(task, agent, tools, active, until)
                     answer = await work(run)
         except TimeoutError:
             if not deadline.expired():
@@ -126,10 +132,13 @@ class Attempts:
             return
         if active.is_cancelled or isinstance(error, TaskTimeout):
             await self._around.processes.end_left("cancelled", session_id=task.session_id, task_id=task_id)
+        if await self._subagents.end(task_id):
+            task = await tasks.find(self._log, task_id)  # with what they have cost
         told, phase = failure(task, error)
         state = await conversation.load(self._log, task.session_id)
         begun = set().union(*await self._unfinished(task))
-        ends = [interrupted(call, CANCELLED) for call in state.open_calls if call.id in begun]
+        details = await self._subagents.details(task_id, begun)
+        ends = [interrupted(call, CANCELLED, details.get(call.id)) for call in state.open_calls if call.id in begun]
         changes = await self._checkpoints.end(task) if task.started is not None else []
         drafts = [Draft("tool.finished", end, task.session_id, task_id) for end in ends]
         await self._log.append(*drafts, failed(task, told, phase, changes))
@@ -143,25 +152,28 @@ class Attempts:
             except OSError as error:  # the next start tries again
                 logger.warning("the tools' configuration of %s could not be removed: %s", task.task_id, error)
 
-    async def _first(self, task: Task) -> list[Draft]:
+    async def _first(self, task: Task, agent: Agent) -> list[Draft]:
         """The event that begins a session, when this is its first task."""
         if await self._log.read(session_id=task.session_id, types=("session.created", "session.restored"), context=True):
             return []
         day = datetime.now(UTC).date()
-        system = await asyncio.to_thread(system_prompt, self._agent, self._around.workspace.root, day)
-        return [Draft("session.created", {"date": day.isoformat(), "agent": self._agent.name, "system": system}, task.session_id)]
+        system = await asyncio.to_thread(system_prompt, agent, self._around.workspace.root, day)
+        return [Draft("session.created", {"date": day.isoformat(), "agent": agent.name, "system": system}, task.session_id)]
 
     async def _resume(self, task: Task) -> float:
         """Notes that a task goes on, and gives the seconds it has run before."""
-        # A client may take as long as it likes: what only waits for it is not what ends the server.
+        # A client may take as long as it likes: what only waits for it, or for a subagent, is not what ends the server.
         is_waiting = task.phase == "waiting"
-        if task.resumptions >= MAX_RESUMPTIONS and not is_waiting:
+        is_idle = is_waiting or any(child.ended is None for child in await tasks.find_children(self._log, task.task_id))
+        if task.resumptions >= MAX_RESUMPTIONS and not is_idle:
             raise GivenUp(f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.")
         # The ends of commands are told by this start too, where the one before did not: they say nothing of how long it worked.
-        statement = "SELECT max(time) FROM events WHERE task_id = ? AND type != 'process.exited'"
-        last = await self._log.query(lambda db: db.execute(statement, (task.task_id,)).fetchone()[0])
+        # What its subagents did is its own time too.
+        own = "(task_id = ? OR task_id IN (SELECT task_id FROM tasks WHERE parent_id = ?))"
+        statement, ids = f"SELECT max(time) FROM events WHERE {own} AND type != 'process.exited'", (task.task_id, task.task_id)
+        last = await self._log.query(lambda db: db.execute(statement, ids).fetchone()[0])
         elapsed: int = task.elapsed + max(0, last - (task.run_at or last))
-        resumption = task.resumptions + (not is_waiting)
+        resumption = task.resumptions + (not is_idle)
         data = {"elapsed_ms": elapsed, "resumption": resumption, "phase": "waiting" if is_waiting else "running"}
         drafts = [Draft("task.resumed", data, task.session_id, task.task_id)]
         if (message_id := await self._broken_message(task)) is not None:
@@ -189,11 +201,11 @@ class Attempts:
         return begun, requested
 
     @asynccontextmanager
-    async def _offered(self, task: Task) -> AsyncIterator[dict[str, Offered]]:
+    async def _offered(self, task: Task, agent: Agent) -> AsyncIterator[dict[str, Offered]]:
         """Gives the tools of a task; its MCP servers live as long as the context."""
         entries = await self._around.configs.take(task.task_id) or task.given.get("tools", ())
         self._around.secrets.add(custom.secrets_of(entries), is_own=False)
-        offered = built_in(self._around, self._agent, task.given)
+        offered = built_in(self._around, agent, task.given)
         async with AsyncExitStack() as stack:
             for entry in entries:
                 if "mcp" not in entry:
@@ -213,7 +225,7 @@ class Attempts:
             self._log.say(Draft("log", {"level": "WARNING", "source": "mcp", "text": text}, task.session_id, task.task_id))
             return ()
 
-    async def _prepare(self, task: Task, tools: Mapping[str, Offered], active: Active) -> Run:
+    async def _prepare(self, task: Task, agent: Agent, tools: Mapping[str, Offered], active: Active, until: float) -> Run:
         given = task.given
         schema = given.get("outputSchema")
         output = await compile_schema(schema) if schema is not None else None
@@ -230,9 +242,11 @@ class Attempts:
             system=system_message(state, given),
             max_steps=given["maxSteps"],
             max_cost=given["maxCost"],
-            parallel=self._agent.parallel,
+            parallel=agent.parallel,
             is_draining=self._is_draining,
             slot=active.slot,
+            subagents=self._subagents,
+            until=until,
             output=output,
             begun=begun,
             requested=requested,
@@ -263,8 +277,12 @@ def system_message(state: conversation.Conversation, given: Mapping[str, Any]) -
 
 def built_in(around: Surroundings, agent: Agent, given: Mapping[str, Any]) -> dict[str, Offered]:
     """Gives the agent's own tools, as a task has them."""
-    allowed = agent.tools
-    return {name: tool for name, tool in around.tools.items() if given["autoTools"] and (allowed is None or name in allowed)}
+    return {name: tool for name, tool in around.tools.items() if given["autoTools"] and agent.may_use(tool)}
+
+
+def agent_named(name: str | None, main: Agent) -> Agent:
+    """Gives the agent of a session: a subagent's stays one, also when a client goes on with it, or with a fork of it."""
+    return SUBAGENTS.get(name or "", main)
 
 
 async def own_tool(around: Surroundings, entry: Mapping[str, Any]) -> CustomTool:

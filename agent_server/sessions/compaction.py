@@ -10,7 +10,7 @@ from agent_server.events import Draft, Event
 from agent_server.gateway import ModelOptions
 from agent_server.messages import ToolSpec
 from agent_server.sessions import tasks
-from agent_server.sessions.attempts import built_in, own_tool, system_message
+from agent_server.sessions.attempts import agent_named, built_in, own_tool, system_message
 from agent_server.sessions.conversation import load
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.sessions import Sessions
@@ -34,7 +34,8 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
         given: Mapping[str, Any] = newest[0].given if newest else {"autoTools": True, "provider": "", "model": ""}
         if options is None:
             options = ModelOptions(given["provider"], given["model"])
-        specs = [ToolSpec(name, tool.description, tool.parameters) for name, tool in built_in(around, sessions.agent, given).items()]
+        agent = agent_named((state.began or {}).get("agent"), sessions.agent)
+        specs = [ToolSpec(name, tool.description, tool.parameters) for name, tool in built_in(around, agent, given).items()]
         own = [await own_tool(around, entry) for entry in given.get("tools", ()) if "mcp" not in entry]
         specs += [ToolSpec(tool.name, tool.description, tool.parameters) for tool in own]
         system = system_message(state, given)

@@ -36,15 +36,14 @@ async def work(run: Run) -> dict[str, Any]:
         await run.around.pause.point()
         if run.is_draining():
             raise Paused
-        _check_limits(run, steps)
+        _check_limits(run, steps, await run.spent())
         if await room.make():
-            _check_limits(run, steps)  # a summary costs too
+            _check_limits(run, steps, await run.spent())  # a summary costs too
         run.post(run.draft("step.started", {"step": steps + 1}))
         await room.ask()
 
 
-def _check_limits(run: Run, steps: int) -> None:
-    cost = run.conversation.cost
+def _check_limits(run: Run, steps: int, cost: float) -> None:
     reached: dict[str, Any]
     if steps >= run.max_steps:
         what, name, reached = f"{steps} steps", "maxSteps", {"reason": "max_steps", "limit": run.max_steps, "reached": steps}

@@ -17,15 +17,15 @@ from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
 from agent_server.gateway.windows import Windows
 from agent_server.mcp.client import McpServers
-from agent_server.messages import Message
+from agent_server.messages import Message, ToolCall
 from agent_server.pause import Pause
 from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
 from agent_server.sessions.conversation import Conversation
 from agent_server.sessions.slots import Slot
-from agent_server.sessions.tasks import Task
+from agent_server.sessions.tasks import Task, cost_beside
 from agent_server.workspace import Workspace
-from tools import Tool
+from tools import Assignment, Outcome, Tool
 
 
 class Surroundings(msgspec.Struct, frozen=True):
@@ -83,12 +83,23 @@ class Caller(Protocol):
     def read_until(self, process_id: str) -> int:
         """The byte of a process's output at which the conversation's last reading of it ended."""
 
+    async def delegate(self, call: ToolCall, assignment: Assignment) -> Outcome:
+        """Has a subagent do what a call asks for; see ToolContext. Errors: ToolError."""
+
+
+class Delegating(Protocol):
+    """Who has subagents at work for a task."""
+
+    async def delegate(self, run: "Run", call: ToolCall, assignment: Assignment) -> Outcome:
+        """Waits for the end of the one subagent of a call, which it begins unless it has begun. Errors: ToolError."""
+
 
 class Run(msgspec.Struct):
     """A task while somebody works on it.
 
     `begun` holds the calls that had begun and not ended before this process, `requested` those that a client was asked to run;
-    `arguments` the unmasked arguments of the calls made in this process, `parallel` how many read-only calls run side by side.
+    `arguments` the unmasked arguments of the calls made in this process, `parallel` how many read-only calls run side by side;
+    `until` is when its deadline is, on the clock of `around.pause`.
     `is_waiting` is set while a model or a client is waited for, which can be broken off and done again; `is_closed` once the
     final answer is taken; `changed` when somebody else has added an event.
     """
@@ -104,6 +115,8 @@ class Run(msgspec.Struct):
     parallel: int
     is_draining: Callable[[], bool]
     slot: Slot
+    subagents: Delegating
+    until: float
     output: Schema | None = None
     is_waiting: bool = False
     is_closed: bool = False
@@ -155,6 +168,19 @@ class Run(msgspec.Struct):
 
     def say(self, draft: Draft) -> None:
         self.around.log.say(draft)
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until its deadline."""
+        return max(0.0, self.until - self.around.pause.clock.time())
+
+    async def spent(self) -> float:
+        """Gives the USD that count to `max_cost`: a task and its subagents have one limit together."""
+        beside = await cost_beside(self.around.log, self.task) if self.max_cost is not None else 0.0
+        return self.conversation.cost + beside
+
+    async def delegate(self, call: ToolCall, assignment: Assignment) -> Outcome:
+        return await self.subagents.delegate(self, call, assignment)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         seen = self.conversation.instructions

@@ -24,12 +24,14 @@ _ACTIVITY = frozenset({"session.compacted", "session.reverted", "session.unrever
 class SessionIndex:
     """The table `sessions`: those that can be continued. A deleted one leaves it, and its events lose the mark that keeps them."""
 
-    version = 2
+    version = 3
     tables: Sequence[str] = ("sessions",)
     schema: Sequence[str] = (
         """CREATE TABLE sessions (
             session_id TEXT PRIMARY KEY, created INTEGER NOT NULL, created_at INTEGER NOT NULL,
-            activity INTEGER NOT NULL, activity_at INTEGER NOT NULL, title TEXT, agent TEXT, forked_from TEXT)""",
+            activity INTEGER NOT NULL, activity_at INTEGER NOT NULL, title TEXT, agent TEXT, forked_from TEXT,
+            parent_id TEXT, parent_task_id TEXT, tool_call_id TEXT)""",
+        "CREATE INDEX sessions_parent ON sessions (parent_id) WHERE parent_id IS NOT NULL",
         "CREATE INDEX sessions_activity ON sessions (activity)",
     )
 
@@ -51,7 +53,8 @@ class SessionIndex:
                 db.execute(statement, (event.seq, event.time, event.session_id))
 
 
-_UPSERT = """INSERT INTO sessions VALUES (:session, :seq, :time, :seq, :time, :title, :agent, :forked) ON CONFLICT DO UPDATE SET
+_UPSERT = """INSERT INTO sessions VALUES
+    (:session, :seq, :time, :seq, :time, :title, :agent, :forked, :parent, :parent_task, :call) ON CONFLICT DO UPDATE SET
     activity = excluded.activity, activity_at = excluded.activity_at, title = coalesce(title, excluded.title),
     agent = coalesce(agent, excluded.agent), forked_from = coalesce(forked_from, excluded.forked_from)"""
 
@@ -66,12 +69,15 @@ def _row(event: Event) -> dict[str, Any]:
         "title": data.get("title"),
         "agent": data.get("agent"),
         "forked": forked.get("sessionId"),
+        "parent": data.get("parentSessionId"),
+        "parent_task": data.get("parentTaskId"),
+        "call": data.get("toolCallId"),
     }
 
 
 class Session(msgspec.Struct, frozen=True):
     """Where a session stands. Times are Unix milliseconds; `created` and `activity` the numbers of its first and newest events;
-    the rest is of its tasks."""
+    `parent_id` is the session that it is a subagent's of, and which call of it; the rest is of its tasks."""
 
     session_id: str
     created: int
@@ -81,6 +87,9 @@ class Session(msgspec.Struct, frozen=True):
     title: str | None
     agent: str | None
     forked_from: str | None
+    parent_id: str | None
+    parent_task_id: str | None
+    tool_call_id: str | None
     tasks: int
     processing: int
     total_tokens: int
@@ -96,6 +105,9 @@ class Session(msgspec.Struct, frozen=True):
             "createdAt": timestamp(self.created_at),
             "updatedAt": timestamp(self.activity_at),
             "forkedFrom": self.forked_from,
+            "parentSessionId": self.parent_id,
+            "parentTaskId": self.parent_task_id,
+            "toolCallId": self.tool_call_id,
             "tasks": self.tasks,
             "tokensUsed": self.total_tokens,
             "cost": self.cost,
@@ -131,3 +143,23 @@ async def find_all(log: EventLog, *, before: int | None = None, limit: int = 50)
     """Gives sessions, newest activity first; `before` is the `activity` of the last one of the page before."""
     where = "activity < :before" if before is not None else "1"
     return await log.query(lambda db: _select(db, where, before=before, limit=limit))
+
+
+async def agent_of(log: EventLog, session_id: str) -> str | None:
+    """Gives the name of a session's agent; None as long as it has none."""
+    statement = "SELECT agent FROM sessions WHERE session_id = ?"
+    row = await log.query(lambda db: db.execute(statement, (session_id,)).fetchone())
+    return row[0] if row is not None else None
+
+
+async def find_children(log: EventLog, session_id: str) -> list[str]:
+    """Gives the sessions of a session's subagents, oldest first."""
+    statement = "SELECT session_id FROM sessions WHERE parent_id = ? ORDER BY created"
+    return [child for (child,) in await log.query(lambda db: db.execute(statement, (session_id,)).fetchall())]
+
+
+async def find_subagent(log: EventLog, session_id: str, reference: str) -> Session | None:
+    """Gives the session of a subagent of this one, by its own id or by one of its tasks."""
+    where = "parent_id = :parent AND session_id IN (:reference, (SELECT session_id FROM tasks WHERE task_id = :reference))"
+    found = await log.query(lambda db: _select(db, where, parent=session_id, reference=reference, limit=1))
+    return found[0] if found else None

@@ -22,6 +22,7 @@ from agent_server.events import Draft, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.sessions import delivery, session_index, tasks
 from agent_server.sessions.attempts import Active, Attempts, Checkpoints, built_in
+from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import cancelled, failed, failure
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.slots import Slot
@@ -57,7 +58,7 @@ class Sessions:
         self.around = around
         self._log = around.log
         self.agent = agent
-        self._attempts = Attempts(around, agent, checkpoints, lambda: self.is_draining)
+        self._attempts = Attempts(around, agent, checkpoints, Subagents(around, self), lambda: self.is_draining)
         self._places = asyncio.Semaphore(max_concurrent)
         self._lanes: dict[str, _Lane] = {}
         self._active: dict[str, Active] = {}
@@ -73,8 +74,12 @@ class Sessions:
         async with asyncio.TaskGroup() as self._group:
             unfinished = await tasks.find_unfinished(self._log)
             await self.around.configs.sweep({task.task_id for task in unfinished})
+            at_work = {task.task_id for task in unfinished}
             for task in unfinished:
-                self._enqueue(task.session_id, task.task_id)
+                if task.parent_id is None or task.parent_id in at_work:
+                    self._enqueue(task.session_id, task.task_id)
+                else:  # its parent ended with the server, and what ends a task ends its subagents
+                    await self._log.append(failed(task, cancelled(task.task_id), "cancelled"))
             self._ready.set()
             await self._stop.wait()
         self._group = None
@@ -130,18 +135,24 @@ class Sessions:
         if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
+        await self.accept(task_id, session_id, submission, {"title": title(submission.prompt), **more}, origin)
+        return task_id
+
+    async def accept(
+        self, task_id: str, session_id: str, submission: Submission, more: Mapping[str, Any], origin: Mapping[str, Any] | None = None
+    ) -> None:
+        """Accepts a task under this id, whatever else goes on: what is not to be begun is refused before. Errors: LogUnavailable."""
         came = [Draft("integration.received", origin, session_id, task_id)] if origin is not None else []
         lane = self._lane(session_id)
         lane.arriving += 1
         try:
             public = await self._withheld(task_id, submission)
-            data = {**msgspec.to_builtins(public), **more, "title": title(submission.prompt)}
+            data = {**msgspec.to_builtins(public), **more}
             await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
             self._enqueue(session_id, task_id)
         finally:
             lane.arriving -= 1
             self._tidy(session_id)
-        return task_id
 
     async def _withheld(self, task_id: str, submission: Submission) -> Submission:
         """Gives the submission as events may have it; what they must not have is kept where the task finds it."""

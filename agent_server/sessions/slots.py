@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 
 class Slot:
-    """One task's place, as long as it has one. A task that only waits for its client leaves it to others."""
+    """One task's place, as long as it has one. A task that only waits, for its client or its subagents, leaves it to others."""
 
     def __init__(self, places: asyncio.Semaphore) -> None:
         self._places = places
@@ -24,7 +24,11 @@ class Slot:
 
     @asynccontextmanager
     async def left(self) -> AsyncIterator[None]:
-        """Leaves the place while the context lasts. Cancellation: it is not taken again then."""
+        """Leaves the place while the context lasts. Cancellation: it is not taken again then; after any other error it is."""
         self.leave()
-        yield
+        try:
+            yield
+        except Exception:
+            await self.take()
+            raise
         await self.take()

@@ -20,7 +20,7 @@ Values: TypeAlias = Callable[[Event], dict[str, Any] | None]
 class TaskIndex:
     """The tables `tasks` and `task_tools`: where each task stands. The rest of a task is in its first and last event."""
 
-    version = 4
+    version = 5
     tables: Sequence[str] = ("tasks", "task_tools", "task_changes")
     schema: Sequence[str] = (
         """CREATE TABLE tasks (
@@ -29,10 +29,11 @@ class TaskIndex:
             steps INTEGER NOT NULL DEFAULT 0, resumptions INTEGER NOT NULL DEFAULT 0, elapsed INTEGER NOT NULL DEFAULT 0,
             run_at INTEGER, message_id TEXT, prompt_tokens INTEGER NOT NULL DEFAULT 0, completion_tokens INTEGER NOT NULL DEFAULT 0,
             cached_tokens INTEGER NOT NULL DEFAULT 0, reasoning_tokens INTEGER NOT NULL DEFAULT 0, cost REAL,
-            idempotency_key TEXT UNIQUE, request_hash TEXT, is_reverted INTEGER NOT NULL DEFAULT 0)""",
+            idempotency_key TEXT UNIQUE, request_hash TEXT, is_reverted INTEGER NOT NULL DEFAULT 0, parent_id TEXT)""",
         "CREATE INDEX tasks_created ON tasks (created)",
         "CREATE INDEX tasks_session ON tasks (session_id, created)",
         "CREATE INDEX tasks_processing ON tasks (created) WHERE status = 'processing'",
+        "CREATE INDEX tasks_parent ON tasks (parent_id) WHERE parent_id IS NOT NULL",
         "CREATE TABLE task_tools (task_id TEXT, name TEXT, count INTEGER, PRIMARY KEY (task_id, name)) WITHOUT ROWID",
         "CREATE TABLE task_changes (path TEXT, task_id TEXT, PRIMARY KEY (path, task_id)) WITHOUT ROWID",
     )
@@ -52,13 +53,14 @@ class TaskIndex:
                     paths = [(path, event.task_id) for change in changes for path in (change["path"], change.get("oldPath")) if path]
                     db.executemany("INSERT OR IGNORE INTO task_changes VALUES (?, ?)", paths)
             elif event.type in ("session.reverted", "session.unreverted"):
-                marks = [(event.type == "session.reverted", task_id) for task_id in event.data.get("taskIds", ())]
-                db.executemany("UPDATE tasks SET is_reverted = ? WHERE task_id = ?", marks)
+                marks = [(event.type == "session.reverted", task_id, task_id) for task_id in event.data.get("taskIds", ())]
+                db.executemany("UPDATE tasks SET is_reverted = ? WHERE task_id = ? OR parent_id = ?", marks)
 
 
 def _created(event: Event) -> dict[str, Any]:
     data = event.data
-    return {"session": event.session_id, "key": data.get("idempotencyKey"), "hash": data.get("requestHash")}
+    key, parent = data.get("idempotencyKey"), data.get("parentTaskId")
+    return {"session": event.session_id, "key": key, "hash": data.get("requestHash"), "parent": parent}
 
 
 def _answered(event: Event) -> dict[str, Any]:
@@ -106,17 +108,19 @@ _END = (
     "UPDATE tasks SET status = '{}', phase = :phase, ended = :seq, ended_at = :time, steps = coalesce(:steps, steps) WHERE task_id = :task"
 )
 
+# What a subagent uses is its parent's use too.
 _USED = (
-    "UPDATE tasks SET phase = 'running', {}prompt_tokens = prompt_tokens + :prompt, "
+    "UPDATE tasks SET phase = iif(task_id = :task, 'running', phase), {}prompt_tokens = prompt_tokens + :prompt, "
     "completion_tokens = completion_tokens + :completion, cached_tokens = cached_tokens + :cached, "
     "reasoning_tokens = reasoning_tokens + :reasoning, "
-    "cost = CASE WHEN :cost IS NULL THEN cost ELSE coalesce(cost, 0) + :cost END WHERE task_id = :task"
+    "cost = CASE WHEN :cost IS NULL THEN cost ELSE coalesce(cost, 0) + :cost END "
+    "WHERE task_id IN (:task, (SELECT parent_id FROM tasks WHERE task_id = :task))"
 )
 
 _FOLDS: Mapping[str, tuple[str, Values]] = {
     "task.created": (
-        "INSERT OR IGNORE INTO tasks (task_id, session_id, created, created_at, status, phase, idempotency_key, request_hash) "
-        "VALUES (:task, :session, :seq, :time, 'processing', 'queued', :key, :hash)",
+        "INSERT OR IGNORE INTO tasks (task_id, session_id, created, created_at, status, phase, idempotency_key, request_hash, parent_id) "
+        "VALUES (:task, :session, :seq, :time, 'processing', 'queued', :key, :hash, :parent)",
         _created,
     ),
     "task.started": (
@@ -130,7 +134,7 @@ _FOLDS: Mapping[str, tuple[str, Values]] = {
     "task.retrying": _phase("retrying"),
     "step.started": _phase("running"),
     "message.delta": _phase("running"),
-    "message.completed": (_USED.format("message_id = :message, "), _answered),
+    "message.completed": (_USED.format("message_id = iif(task_id = :task, :message, message_id), "), _answered),
     "session.compacted": (_USED.format(""), _usage),
     "compaction.failed": (_USED.format(""), _usage),
     "tool.started": (
@@ -146,7 +150,8 @@ _FOLDS: Mapping[str, tuple[str, Values]] = {
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Where a task stands. Times are Unix milliseconds, `elapsed` the milliseconds it ran before its last resumption;
+    """Where a task stands. Times are Unix milliseconds, `elapsed` the milliseconds it ran before its last resumption; tokens and
+    costs are its own and its subagents'; `parent_id` is the task that it is a subagent of;
     `created`, `started` and `ended` are the numbers of those events; `given` and `outcome` what they say."""
 
     task_id: str
@@ -171,6 +176,7 @@ class Task(msgspec.Struct, frozen=True):
     cost: float | None
     request_hash: str | None
     is_reverted: bool
+    parent_id: str | None
     given: Mapping[str, Any]
     outcome: Mapping[str, Any]
     tools: Mapping[str, int]
@@ -219,6 +225,9 @@ class Task(msgspec.Struct, frozen=True):
             "changes": self.outcome.get("changes", []),
             "error": self.outcome.get("error"),
             "reverted": bool(self.is_reverted),
+            "parentSessionId": self.given.get("parentSessionId"),
+            "parentTaskId": self.parent_id,
+            "toolCallId": self.given.get("toolCallId"),
         }
 
 
@@ -249,6 +258,26 @@ async def find(log: EventLog, task_id: str) -> Task:
     if not found:
         raise NotFound(f"There is no task {task_id}; GET /tasks lists those there are.", code="TASK_NOT_FOUND", details={"taskId": task_id})
     return found[0]
+
+
+async def exists(log: EventLog, task_id: str) -> bool:
+    return bool(await log.query(lambda db: db.execute("SELECT 1 FROM tasks WHERE task_id = ?", (task_id,)).fetchall()))
+
+
+async def find_children(log: EventLog, task_id: str) -> list[Task]:
+    """Gives the subagents of a task, oldest first."""
+    return await log.query(lambda db: _select(db, "t.parent_id = ? ORDER BY t.created", [task_id]))
+
+
+async def cost_beside(log: EventLog, task: Task) -> float:
+    """Gives the USD that were spent for the same limit as a task's, but not by itself: by its subagents, or by its parent's task."""
+    if task.parent_id is None:
+        statement, values = "SELECT sum(cost) FROM tasks WHERE parent_id = ?", [task.task_id]
+    else:  # the parent's costs are all there are, its own among them
+        statement = "SELECT sum(iif(task_id = ?, cost, -cost)) FROM tasks WHERE task_id IN (?, ?)"
+        values = [task.parent_id, task.parent_id, task.task_id]
+    (cost,) = await log.query(lambda db: db.execute(statement, values).fetchone())
+    return cost or 0.0
 
 
 async def find_by_key(log: EventLog, key: str) -> Task | None:

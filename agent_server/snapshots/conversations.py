@@ -135,14 +135,16 @@ class Check:
         if line.type in ("session.created", "task.created"):
             told = msgspec.convert(line.data, _Beginning)
             known = self.sessions[-1]
-            self.sessions[-1] = Begun(known.session_id, known.title or told.title, known.agent or told.agent)
+            parent = known.parent_session_id or told.parent_session_id
+            self.sessions[-1] = Begun(known.session_id, known.title or told.title, known.agent or told.agent, parent)
         if line.type == "session.created" and not isinstance(line.data.get("system"), str):
             raise BadArchive("a conversation has no system prompt")
 
 
-class _Beginning(msgspec.Struct):
+class _Beginning(msgspec.Struct, rename="camel"):
     title: str | None = None
     agent: str | None = None
+    parent_session_id: str | None = None
 
 
 class _Said(msgspec.Struct, rename="camel"):

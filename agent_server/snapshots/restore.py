@@ -215,7 +215,7 @@ class Restores:
     async def _tell(self, plan: "Plan") -> None:
         begun = {"restoreId": plan.restore_id, "snapshotId": plan.snapshot_id}
         told = {**begun, "name": plan.name, "entries": plan.entries, "sessions": len(plan.sessions)}
-        drafts = [Draft("session.restored", {**begun, "title": one.title, "agent": one.agent}, one.session_id) for one in plan.sessions]
+        drafts = [Draft("session.restored", {**begun, **_shown(one)}, one.session_id) for one in plan.sessions]
         await self._log.append(*drafts, Draft("snapshot.restored", told, sync=True))
 
     async def _is_told(self, plan: "Plan") -> bool:
@@ -226,6 +226,11 @@ class Restores:
         from agent_server.snapshots.swap import Swap  # as in _restore
 
         return Swap(self._workspace, self._journal)
+
+
+def _shown(one: "Begun") -> dict[str, Any]:
+    parent = {"parentSessionId": one.parent_session_id} if one.parent_session_id is not None else {}
+    return {"title": one.title, "agent": one.agent, **parent}
 
 
 class _Mark:

@@ -28,6 +28,7 @@ class Begun(msgspec.Struct, frozen=True, rename="camel"):
     session_id: str
     title: str | None = None
     agent: str | None = None
+    parent_session_id: str | None = None
 
 
 class Plan(msgspec.Struct, frozen=True):

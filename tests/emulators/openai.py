@@ -86,11 +86,13 @@ class Turn(msgspec.Struct, forbid_unknown_fields=True):
     """"bash-true": calls bash with `command` until `steps` results are in the request, and then says `text`. It is a function
     of the request, so it serves all sessions, and outlives a restart of either side. {step} in the command is its number.
     "plan": makes the calls of `plan`, one list for each answer since the last prompt, and then says `text`; with {step}, and
-    {prompt} for that prompt, in string arguments. Each answer but the last also says `saying`."""
+    {prompt} for that prompt, in string arguments. Each answer but the last also says `saying`.
+    "prompts": plays the turn that `by_prompt` has for the last prompt, which may be a script again: agents beside one another."""
     steps: int = 0
     command: str = "true"
     plan: list[list[Call]] = []
     saying: str = ""
+    by_prompt: dict[str, "Turn"] = {}
 
 
 class Record(msgspec.Struct):
@@ -190,6 +192,10 @@ def _parse(body: bytes) -> deque[tuple[Turn, int]]:
 def _scripted(turn: Turn, body: dict[str, Any]) -> Turn:
     if turn.script == "plan":
         return _planned(turn, body)
+    if turn.script == "prompts":
+        prompt = next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
+        chosen = turn.by_prompt.get(prompt) or Turn(status=400, error={"message": f"Nothing is scripted for {prompt!r}."})
+        return _scripted(chosen, body) if chosen.script else chosen
     done = sum(message["role"] == "tool" for message in body["messages"])
     if done >= turn.steps:
         return msgspec.structs.replace(turn, text=turn.text or f"Done after {done} steps.")

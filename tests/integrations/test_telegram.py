@@ -102,6 +102,20 @@ def test_a_reply_without_end_is_cut(since: Since, telegram: TelegramEmulator, mo
     since.wait(lambda event: event["type"] == "integration.sent" and event["part"] == 20)
 
 
+def test_only_the_answer_to_the_message_is_sent_and_not_that_of_a_subagent(
+    since: Since, telegram: TelegramEmulator, model: OpenAIEmulator
+) -> None:
+    look = {"name": "task", "arguments": {"description": "d", "prompt": "look", "subagent_type": "explore"}}
+    by_prompt = {"go": {"script": "plan", "plan": [[look]], "text": "For Anna."}, "look": {"text": "For the other agent."}}
+    model.script({"script": "prompts", "by_prompt": by_prompt})
+    telegram.say("go")
+    assert telegram.wait_for_texts(1) == ["For Anna."]
+    since.wait_for("integration.sent")
+    telegram.say("go")
+    assert telegram.wait_for_texts(2) == ["For Anna.", "For Anna."]
+    assert sorted(one["prompt"] for one in since.tasks()) == ["go", "go", "look", "look"]
+
+
 @pytest.mark.parametrize("text", ["", " \n", "\u200b"])
 def test_a_response_without_words_still_gets_an_answer(since: Since, telegram: TelegramEmulator, model: OpenAIEmulator, text: str) -> None:
     model.script({"text": text, "finish_reason": "stop"})

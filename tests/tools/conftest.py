@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools import MAX_BYTES, Background, CommandResult, ToolContext, ToolError
+from tools import MAX_BYTES, Assignment, Background, CommandResult, Outcome, ToolContext, ToolError
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,9 @@ class LocalContext:
     @property
     def background(self) -> Background:
         raise NotImplementedError  # it is the server's: tests/test_bash_background.py
+
+    async def delegate(self, assignment: Assignment) -> Outcome:
+        raise ToolError("There is nobody here to delegate to.")
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions
