@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo serve test test-large check bench lock clean need
+.PHONY: demo serve test test-large test-slow check bench lock clean need
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.stamp  ## Run a whole task, end to end: on the model of your key, else on a recorded conversation
@@ -18,6 +18,9 @@ test: $(VENV)/dev.stamp $(VENV)/node.stamp
 
 test-large: $(VENV)/dev.stamp  ## Snapshots of a workspace of 2 GiB, and many kills in them; takes some minutes and 10 GiB of disk
 	SNAPSHOT_MIB=2048 SNAPSHOT_KILLS=50 $(BIN)/python -m pytest -q --timeout 1800 tests/snapshots $(ARGS)
+
+test-slow: $(VENV)/dev.stamp  ## How long the server waits for clients that stop, in full; takes three minutes
+	AGENT_SERVER_SLOW=1 $(BIN)/python -m pytest -q tests/test_patience.py $(ARGS)
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -22,6 +22,9 @@ MAX_HEAD = 64 << 10
 HEAD_SECONDS = 30.0
 """Seconds in which they must have come, from the connection on, or from their first byte on a connection that was used before."""
 
+LINGER_SECONDS = 30.0
+"""Seconds in which a client must take something of what is left for it when its connection is closed."""
+
 # The parser gives no body for a request that offers an upgrade, and curl --http2 and Java's HttpClient offer this one with every request.
 _HTTP2_OFFER = re.compile(rb"\r\nupgrade:[ \t]*h2c[ \t]*(?=\r\n)", re.IGNORECASE)
 
@@ -117,7 +120,20 @@ class _Gathering:
 
     def close(self) -> None:
         self._send()
+        self._linger(self._transport.get_write_buffer_size())
         self._transport.close()
+
+    def _linger(self, size: int) -> None:
+        """Ends a connection whose rest is not taken any more: it would stay for as long as the client does."""
+        if size:
+            self._loop.call_later(LINGER_SECONDS, self._look, size)
+
+    def _look(self, before: int) -> None:
+        size = self._transport.get_write_buffer_size()
+        if size < before:
+            self._linger(size)
+        else:
+            self._transport.abort()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
