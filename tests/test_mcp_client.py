@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent_server.mcp.client import free_name
+from agent_server.mcp.naming import labels, names
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
 from tests.serving import ServerProcess, is_alive

@@ -5,7 +5,7 @@ speaks to MCP servers.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -59,7 +59,10 @@ class Owned(Protocol):
 
 
 class McpConfig(msgspec.Struct, frozen=True):
-    """How an MCP server is reached: a command that speaks stdio, or the URL of a streamable HTTP endpoint."""
+    """How an MCP server is reached: a command that speaks stdio, or the URL of an endpoint (streamable HTTP, or the older SSE).
+
+    `timeout` is in milliseconds, for its start and for each call; without it each has a default of its own.
+    """
 
     name: str = "mcp"
     command: str | None = None
@@ -68,6 +71,8 @@ class McpConfig(msgspec.Struct, frozen=True):
     cwd: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    type: Literal["stdio", "http", "sse"] | None = None
+    timeout: int | None = None
 
 
 class CustomTool(msgspec.Struct, frozen=True):
@@ -131,19 +136,26 @@ async def check_schema(schema: Mapping[str, Any], place: str) -> None:
 
 
 def _check_mcp(entry: Mapping[str, Any], place: str) -> None:
-    config = entry["mcp"]
     if "name" in entry or "url" in entry:
         raise InvalidRequest(f"{place}: mcp stands alone; name and url belong to it.", path=place)
+    check_mcp(entry["mcp"], f"{place}.mcp")
+
+
+def check_mcp(config: Mapping[str, Any], place: str) -> None:
+    """Checks how an MCP server is reached. Errors: InvalidRequest that names `place`."""
     if (config.get("command") is None) == (config.get("url") is None):
-        raise InvalidRequest(f"{place}.mcp: it needs either a command or a url.", path=f"{place}.mcp")
+        raise InvalidRequest(f"{place}: it needs either a command or a url.", path=place)
+    kind = config.get("type")
+    if kind is not None and (kind == "stdio") != (config.get("command") is not None):
+        raise InvalidRequest(f"{place}.type: stdio goes with a command, http and sse with a url.", path=f"{place}.type")
     if config.get("url") is not None:
-        _check_url(config["url"], f"{place}.mcp.url")
+        _check_url(config["url"], f"{place}.url")
     texts = (config.get("command") or "", *config.get("args", ()), config.get("cwd") or "", *config.get("env", {}).values())
     if any("\0" in text for text in texts) or any(not name or "=" in name or "\0" in name for name in config.get("env", {})):
-        raise InvalidRequest(f"{place}.mcp: a command, its arguments and variables cannot hold a NUL character.", path=f"{place}.mcp")
+        raise InvalidRequest(f"{place}: a command, its arguments and variables cannot hold a NUL character.", path=place)
     for name, value in config.get("headers", {}).items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or not value.isascii() or not value.isprintable():
-            raise InvalidRequest(f"{place}.mcp.headers: {name[:64]!r} is no header that can be sent.", path=f"{place}.mcp.headers")
+            raise InvalidRequest(f"{place}.headers: {name[:64]!r} is no header that can be sent.", path=f"{place}.headers")
 
 
 def _check_url(url: str, place: str) -> None:

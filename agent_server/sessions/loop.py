@@ -22,7 +22,7 @@ async def work(run: Run) -> dict[str, Any]:
     """
     conversation = run.conversation
     steps = run.task.steps
-    specs = [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
+    specs = _specs(run)
     while True:
         await run_calls(run)
         if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
@@ -36,7 +36,13 @@ async def work(run: Run) -> dict[str, Any]:
             raise Paused
         _check_limits(run, steps)
         run.post(run.draft("step.started", {"step": steps + 1}))
+        if await run.renew():
+            specs = _specs(run)
         await Ask(run).ask(specs)
+
+
+def _specs(run: Run) -> list[ToolSpec]:
+    return [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
 
 
 def _check_limits(run: Run, steps: int) -> None:

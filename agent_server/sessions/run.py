@@ -1,7 +1,7 @@
 """One task at work: what the loop and its calls stand on."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +80,7 @@ class Run(msgspec.Struct):
 
     `begun` holds the calls that had begun and not ended before this process, `requested` those that a client was asked to run;
     `arguments` the unmasked arguments of the calls made in this process, `parallel` how many read-only calls run side by side.
+    `renew` brings `tools` up to date before a model call, and tells whether they are others now.
     `is_waiting` is set while a model or a client is waited for, which can be broken off and done again; `is_closed` once the
     final answer is taken; `changed` when somebody else has added an event.
     """
@@ -95,6 +96,7 @@ class Run(msgspec.Struct):
     parallel: int
     is_draining: Callable[[], bool]
     slot: Slot
+    renew: Callable[[], Awaitable[bool]]
     output: Schema | None = None
     is_waiting: bool = False
     is_closed: bool = False

@@ -1,0 +1,167 @@
+"""An MCP server's standard input and output, as a transport of the SDK: each line is a message.
+
+The SDK's own transport lets a line grow without end, ends with a line that is no UTF-8, waits for a pipe that a daemon of the
+server's holds, and knows nothing of what the server said on its standard error. Imported with the first server of a task.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import mcp_types as types
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+from mcp.client._transport import TransportStreams
+from mcp.shared.message import SessionMessage
+
+from agent_server.commands.processes import finish
+
+MAX_MESSAGE = 32 << 20
+"""Bytes of one message; also of what may come that is none between two: an image of a screen has up to 10 MB."""
+
+SAID = 2_000
+"""Bytes kept of the end of its standard error, for the warning that it did not come up."""
+
+CHUNK = 256 << 10
+"""Bytes read at once."""
+
+PACE = 0.01
+"""Seconds between two reads of standard error: a server that floods it is slowed down, not we."""
+
+DRAIN = 0.5
+"""Seconds that its output is read after its end: a daemon of its own may hold the pipe."""
+
+END_WAIT = 1.0
+"""Seconds to end by itself after its input is closed, and again after SIGTERM."""
+
+
+class Said:
+    """The end of what a server wrote to its standard error."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def add(self, chunk: bytes) -> None:
+        self._tail = (self._tail + chunk)[-SAID:]
+
+    def __str__(self) -> str:
+        return self._tail.decode("utf-8", "replace").strip()
+
+
+@asynccontextmanager
+async def stdio_transport(argv: Sequence[str], env: Mapping[str, str], cwd: Path, said: Said) -> AsyncIterator[TransportStreams]:
+    """Starts a server and gives its streams; they end when its process has ended.
+
+    Errors: OSError, ValueError when it cannot be started. What it leaves running is for whoever gave the environment to kill.
+    """
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd, start_new_session=True, limit=CHUNK
+    )
+    server = _Server(process, said)
+    arriving, given = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+    taken, leaving = anyio.create_memory_object_stream[SessionMessage](0)
+    pumps = [asyncio.create_task(work) for work in (server.read(arriving), server.write(leaving), server.listen(), server.watch())]
+    try:
+        yield given, taken
+    finally:
+        await finish(server.stop(pumps))
+        for stream in (arriving, given, taken, leaving):
+            stream.close()
+
+
+class _Server:
+    def __init__(self, process: asyncio.subprocess.Process, said: Said) -> None:
+        self._process = process
+        self._said = said
+        self._ended = asyncio.Event()
+        assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # they are pipes
+        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+
+    async def read(self, arriving: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
+        """Passes its messages on until it has ended; what is none is left out."""
+        reading = asyncio.create_task(self._read(arriving))
+        ending = asyncio.create_task(self._ended.wait())
+        try:
+            await asyncio.wait([reading, ending], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([reading], timeout=DRAIN)
+        finally:
+            reading.cancel()
+            ending.cancel()
+            arriving.close()
+
+    async def _read(self, arriving: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
+        parts: list[bytes] = []
+        size = 0
+        with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):  # one of the ends has gone
+            while size <= MAX_MESSAGE and (chunk := await self._stdout.read(CHUNK)):
+                size += len(chunk)
+                *lines, rest = chunk.split(b"\n")
+                if lines:
+                    lines[0] = b"".join((*parts, lines[0]))
+                    parts.clear()
+                for line in lines:
+                    if (message := _message(line)) is not None:
+                        size = len(rest)
+                        await arriving.send(message)
+                parts.append(rest)
+
+    async def write(self, leaving: MemoryObjectReceiveStream[SessionMessage]) -> None:
+        """Passes messages to it."""
+        async for sent in leaving:
+            text = sent.message.model_dump_json(by_alias=True, exclude_unset=True)
+            with contextlib.suppress(OSError):  # that it has ended is seen elsewhere
+                self._stdin.write(text.encode("utf-8", "replace") + b"\n")
+                await self._stdin.drain()
+
+    async def listen(self) -> None:
+        """Keeps the end of its standard error."""
+        while chunk := await self._stderr.read(CHUNK):
+            self._said.add(chunk)
+            await asyncio.sleep(PACE)
+
+    async def watch(self) -> None:
+        """Sees its end. `Process.wait` would wait for the pipes as well, which a daemon may hold."""
+        loop = asyncio.get_running_loop()
+        try:
+            number = os.pidfd_open(self._process.pid)
+        except ProcessLookupError:
+            self._ended.set()
+            return
+        loop.add_reader(number, self._ended.set)
+        try:
+            await self._ended.wait()
+        finally:
+            loop.remove_reader(number)
+            os.close(number)
+
+    async def stop(self, pumps: "Sequence[asyncio.Task[None]]") -> None:
+        """Lets it end by itself, as the protocol has it, and asks it to where it does not."""
+        self._stdin.close()
+        if not await self._has_ended():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+            await self._has_ended()
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        # The pipes that others hold are closed with it, and the process is killed where it still runs.
+        self._process._transport.close()  # type: ignore[attr-defined]  # there is no public way
+
+    async def _has_ended(self) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), END_WAIT)
+        return self._ended.is_set()
+
+
+def _message(line: bytes) -> SessionMessage | None:
+    if not line.lstrip().startswith(b"{"):
+        return None
+    try:
+        return SessionMessage(types.jsonrpc_message_adapter.validate_json(line.decode("utf-8", "replace"), by_name=False))
+    except ValueError:
+        return None
