@@ -76,7 +76,7 @@ class McpConfig(msgspec.Struct, frozen=True):
 
 
 class CustomTool(msgspec.Struct, frozen=True):
-    """A tool with a JSON Schema of its own. Without `run` the client executes it."""
+    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools."""
 
     name: str
     description: str
@@ -84,6 +84,7 @@ class CustomTool(msgspec.Struct, frozen=True):
     schema: Schema
     run: Callable[[dict[str, Any], Owned], Awaitable[ToolResult]] | None = None
     read_only: bool = False
+    source: str = "client"
 
     def parse(self, arguments: str) -> dict[str, Any]:
         """Validates a call's raw JSON arguments against the schema.

@@ -51,6 +51,12 @@ class McpServers:
         """The workspace's servers that tasks have asked for, by name."""
         return self._shared
 
+    def known(self, fixed: Mapping[str, Offered]) -> list[CustomTool]:
+        """Gives the tools of the workspace's servers that run, as a task with these `fixed` ones would have them. Starts none."""
+        toolset = Toolset(fixed, [peer for peer in self._shared.values() if peer.is_up], lambda text: None)
+        toolset.recall()
+        return toolset.found
+
     async def run(self) -> None:
         """Lets go of what is idle, for ever; at its cancellation of all that are left."""
         try:
@@ -62,10 +68,8 @@ class McpServers:
 
     async def sweep(self) -> None:
         """Lets go of what no task has and has been idle."""
-        retired = [peer for peer in self._retired if not peer.users]
-        self._retired = [peer for peer in self._retired if peer.users]
         before = time.monotonic() - self._idle
-        await self._close([*retired, *(peer for peer in self._shared.values() if not peer.users and peer.used_at <= before)])
+        await self._close([*self._idle_retired(), *(peer for peer in self._shared.values() if not peer.users and peer.used_at <= before)])
 
     async def _close(self, peers: Sequence[Peer]) -> None:
         await asyncio.gather(*(peer.close() for peer in peers))
@@ -110,6 +114,7 @@ class McpServers:
         for name, peer in [*self._shared.items()]:
             if wanted.get(name) != peer.config:
                 self._retired.append(self._shared.pop(name))
+        await self._close(self._idle_retired())  # before others that may want the same port
         lent = []
         for name, config in wanted.items():
             if name not in self._shared:
@@ -131,10 +136,16 @@ class Toolset:
         self._peers = dict(zip(labels([peer.config.name for peer in order]), order, strict=True))
         self._listed: dict[str, tuple[Listed, ...]] = {}
         self.tools: dict[str, Offered] = dict(fixed)
+        self.found: list[CustomTool] = []
 
     async def start(self) -> None:
         """Asks every server for its tools, all at once. Errors: none; those that do not come up are told."""
         await asyncio.gather(*(self._ask(label, peer) for label, peer in self._peers.items()))
+        self._name()
+
+    def recall(self) -> None:
+        """Takes what the servers have listed before."""
+        self._listed = {label: peer.known for label, peer in self._peers.items()}
         self._name()
 
     async def _ask(self, label: str, peer: Peer) -> None:
@@ -161,10 +172,10 @@ class Toolset:
         room = max(MAX_TOOLS - len(self._fixed), 0)
         if len(named) > room:
             self._warn(f"The MCP servers have {len(named)} tools, of which the model is offered {room}; more it does not take.")
+        self.found = [_offer(name, by_server[label][own], self._peers[label]) for (label, own), name in [*named.items()][:room]]
         self.tools.clear()
         self.tools.update(self._fixed)
-        for (label, own), name in [*named.items()][:room]:
-            self.tools[name] = _offer(name, by_server[label][own], self._peers[label])
+        self.tools.update({tool.name: tool for tool in self.found})
 
 
 def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
@@ -172,7 +183,7 @@ def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
 
 
 def _offer(name: str, tool: Listed, peer: Peer) -> CustomTool:
-    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool))
+    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), source=f"mcp:{peer.config.name}")
 
 
 async def _run(peer: Peer, tool: Listed, arguments: dict[str, Any], context: Owned) -> ToolResult:

@@ -110,7 +110,8 @@ class Connection:
             return ToolError(f"{name} failed: {reason(error)}.")
         if self.signs.ended.is_set():
             await asyncio.wait([self._work], timeout=END_TIME)  # it knows why
-        is_unsent = self._calls == 1 and (isinstance(self._fault, UNSENT) or self.signs.is_expired)
+        # With one call at work, that is the last message sent; with more, it is not known which of them has got through.
+        is_unsent = self._calls == 1 and (isinstance(self._fault, UNSENT) or self.signs.is_expired or self.signs.said.is_unread)
         return Lost(reason(self._fault or error), is_unsent=is_unsent)
 
     async def end(self) -> None:

@@ -160,7 +160,8 @@ class Peer:
             raise McpUnavailable(error.message.rstrip(".")) from error
         except Exception as error:  # the border to the SDK, whose transports raise what they like
             said = str(connection.signs.said)
-            raise McpUnavailable(reason(error) + (f"; it said: {said[-300:]}" if said else "")) from error
+            status = f" (HTTP {connection.signs.refused})" if connection.signs.refused is not None else ""
+            raise McpUnavailable(f"{reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
         return tuple([await _listed(tool) for tool in sorted(found, key=lambda tool: str(tool.name))])
 
     async def close(self) -> None:

@@ -6,8 +6,11 @@ server's holds, and knows nothing of what the server said on its standard error.
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
+import sys
+import termios
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -40,9 +43,10 @@ END_WAIT = 1.0
 
 
 class Said:
-    """The end of what a server wrote to its standard error."""
+    """The end of what a server wrote to its standard error; and whether it ended before it had read the last message to it."""
 
     def __init__(self) -> None:
+        self.is_unread = False
         self._tail = b""
 
     def add(self, chunk: bytes) -> None:
@@ -59,28 +63,40 @@ async def stdio_transport(argv: Sequence[str], env: Mapping[str, str], cwd: Path
     Errors: OSError, ValueError when it cannot be started. What it leaves running is for whoever gave the environment to kill.
     """
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *argv, stdin=pipe, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd, start_new_session=True, limit=CHUNK
-    )
-    server = _Server(process, said)
+    # A pipe of our own: asyncio would take a socket, which does not tell how much of it was read.
+    theirs, ours = os.pipe()
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *argv, stdin=theirs, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd, start_new_session=True, limit=CHUNK
+        )
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    server = _Server(process, ours, said)
     arriving, given = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     taken, leaving = anyio.create_memory_object_stream[SessionMessage](0)
-    pumps = [asyncio.create_task(work) for work in (server.read(arriving), server.write(leaving), server.listen(), server.watch())]
+    writing = asyncio.create_task(server.write(leaving))
+    others = [asyncio.create_task(work) for work in (server.read(arriving), server.listen(), server.watch())]
     try:
         yield given, taken
     finally:
-        await finish(server.stop(pumps))
+        await finish(server.stop(writing, others))
         for stream in (arriving, given, taken, leaving):
             stream.close()
 
 
 class _Server:
-    def __init__(self, process: asyncio.subprocess.Process, said: Said) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, stdin: int, said: Said) -> None:
         self._process = process
         self._said = said
+        self._stdin = stdin
+        self._is_silent = False
         self._ended = asyncio.Event()
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # they are pipes
-        self._stdin, self._stdout, self._stderr = process.stdin, process.stdout, process.stderr
+        assert process.stdout is not None and process.stderr is not None  # noqa: S101, PT018  # they are pipes
+        self._stdout, self._stderr = process.stdout, process.stderr
+        os.set_blocking(stdin, False)
 
     async def read(self, arriving: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
         """Passes its messages on until it has ended; what is none is left out."""
@@ -92,6 +108,7 @@ class _Server:
         finally:
             reading.cancel()
             ending.cancel()
+            self._is_silent = True
             arriving.close()
 
     async def _read(self, arriving: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
@@ -114,9 +131,24 @@ class _Server:
         """Passes messages to it."""
         async for sent in leaving:
             text = sent.message.model_dump_json(by_alias=True, exclude_unset=True)
-            with contextlib.suppress(OSError):  # that it has ended is seen elsewhere
-                self._stdin.write(text.encode("utf-8", "replace") + b"\n")
-                await self._stdin.drain()
+            try:
+                await self._write(text.encode("utf-8", "replace") + b"\n")
+            except OSError:  # that it has ended is seen elsewhere
+                self._said.is_unread = True
+
+    async def _write(self, data: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        left = memoryview(data)
+        while left:
+            try:
+                left = left[os.write(self._stdin, left) :]
+            except BlockingIOError:
+                room = asyncio.Event()
+                loop.add_writer(self._stdin, room.set)
+                try:
+                    await room.wait()
+                finally:
+                    loop.remove_writer(self._stdin)
 
     async def listen(self) -> None:
         """Keeps the end of its standard error."""
@@ -139,16 +171,20 @@ class _Server:
             loop.remove_reader(number)
             os.close(number)
 
-    async def stop(self, pumps: "Sequence[asyncio.Task[None]]") -> None:
+    async def stop(self, writing: "asyncio.Task[None]", others: "Sequence[asyncio.Task[None]]") -> None:
         """Lets it end by itself, as the protocol has it, and asks it to where it does not."""
-        self._stdin.close()
+        if self._is_silent and await self._has_ended():
+            self._said.is_unread |= _unread(self._stdin) > 0
+        writing.cancel()
+        await asyncio.wait([writing])
+        os.close(self._stdin)
         if not await self._has_ended():
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGTERM)
             await self._has_ended()
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
+        for work in others:
+            work.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
         # The pipes that others hold are closed with it, and the process is killed where it still runs.
         self._process._transport.close()  # type: ignore[attr-defined]  # there is no public way
 
@@ -156,6 +192,11 @@ class _Server:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), END_WAIT)
         return self._ended.is_set()
+
+
+def _unread(pipe: int) -> int:
+    """Gives how many bytes of a pipe nobody has read."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def _message(line: bytes) -> SessionMessage | None:
