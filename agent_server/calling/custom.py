@@ -25,6 +25,8 @@ NAME = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
 HARMLESS_HEADERS = frozenset({"accept", "accept-language", "content-type", "mcp-protocol-version", "user-agent"})
 """Headers whose values are words of every text: they are kept out of events, and not masked elsewhere."""
 
+_OAUTH_SECRETS = ("clientSecret", "privateKey")
+
 EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}
 
 
@@ -58,6 +60,22 @@ class Owned(Protocol):
     def owner(self) -> Owner: ...
 
 
+class OAuth(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Who we are to the authorization server of an MCP server; without it, a client is registered where that is possible.
+
+    `client_id` may be the URL of a client's metadata. `private_key` (PEM) signs with `algorithm`, in place of a secret.
+    `issuer` is the only authorization server that may have it.
+    """
+
+    client_id: str | None = None
+    client_secret: str | None = None
+    scope: str | None = None
+    grant_type: Literal["authorization_code", "client_credentials"] = "authorization_code"
+    private_key: str | None = None
+    algorithm: Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "EdDSA"] = "RS256"
+    issuer: str | None = None
+
+
 class McpConfig(msgspec.Struct, frozen=True):
     """How an MCP server is reached: a command that speaks stdio, or the URL of an endpoint (streamable HTTP, or the older SSE).
 
@@ -73,6 +91,7 @@ class McpConfig(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
     type: Literal["stdio", "http", "sse"] | None = None
     timeout: int | None = None
+    oauth: OAuth | bool = True
 
 
 class CustomTool(msgspec.Struct, frozen=True):
@@ -181,6 +200,8 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("env", "headers"):
         if public.get(name):
             public[name] = dict.fromkeys(public[name], MASK)
+    if isinstance(public.get("oauth"), dict):
+        public["oauth"] = {**public["oauth"], **{name: MASK for name in _OAUTH_SECRETS if public["oauth"].get(name)}}
     if "mcp" in public:
         public["mcp"] = _shown(public["mcp"])
     return public
@@ -202,6 +223,8 @@ def secrets_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             if name.lower() not in HARMLESS_HEADERS:
                 found += [value, value.rpartition(" ")[2]]  # Bearer and the like are none
         found += [value for name, value in config.get("env", {}).items() if is_credential(name)]
+        if isinstance(oauth := config.get("oauth"), dict):
+            found += [oauth.get(name) or "" for name in _OAUTH_SECRETS]
         for url in (entry.get("url"), config.get("url")):
             parts = urlsplit(url or "")
             found += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]

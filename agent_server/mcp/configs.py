@@ -13,7 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from agent_server import workspace_config
-from agent_server.calling.custom import McpConfig, check_mcp
+from agent_server.calling.custom import McpConfig, OAuth, check_mcp
 from agent_server.errors import InvalidRequest
 
 FILE = ".mcp.json"
@@ -48,6 +48,7 @@ class _Plain(msgspec.Struct, frozen=True):
     url: str | None = None
     headers: dict[str, str] = {}
     timeout: int | None = None
+    oauth: OAuth | bool = True
     enabled: bool = True
     disabled: bool = False
 
@@ -62,6 +63,7 @@ class _Opencode(msgspec.Struct, frozen=True):
     url: str | None = None
     headers: dict[str, str] = {}
     timeout: int | None = None
+    oauth: OAuth | bool = True
     enabled: bool = True
 
 
@@ -150,6 +152,7 @@ def _plain(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig |
         headers={key: fill(value) for key, value in given.headers.items()},
         type=kind,
         timeout=given.timeout,
+        oauth=_filled(given.oauth, fill),
     )
 
 
@@ -162,12 +165,18 @@ def _opencode(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfi
     fill = _filling(_ENV, environment)
     if given.type == "remote":
         headers = {key: fill(value) for key, value in given.headers.items()}
-        return McpConfig(name, url=fill(given.url or ""), headers=headers, timeout=given.timeout)
+        return McpConfig(name, url=fill(given.url or ""), headers=headers, timeout=given.timeout, oauth=_filled(given.oauth, fill))
     if not given.command:
         raise _Unusable("a local server needs a command, as a list")
     command, *args = map(fill, given.command)
     env = {key: fill(value) for key, value in given.environment.items()}
     return McpConfig(name, command, args, env, given.cwd, timeout=given.timeout)
+
+
+def _filled(oauth: OAuth | bool, fill: Callable[[str], str]) -> OAuth | bool:
+    if isinstance(oauth, bool):
+        return oauth
+    return msgspec.convert({name: fill(value) for name, value in msgspec.to_builtins(oauth).items()}, OAuth)
 
 
 def _convert(entry: Any, kind: type[Any]) -> Any:

@@ -67,6 +67,8 @@ class Peer:
         self._processes = processes
         self._workspace = workspace
         self._connection: Connection | None = None
+        self._auth: Any = None
+        self._has_auth = False
         self._opening = asyncio.Lock()  # one opens it, and others wait for that
 
     @property
@@ -138,11 +140,14 @@ class Peer:
         self.failure = None
 
     async def _connect(self, signs: "Signs", stack: AsyncExitStack) -> "Client":
-        from agent_server.mcp.transports import connect  # loaded in a thread: see there
+        from agent_server.mcp.authorization import authorization  # loaded in a thread: see there
+        from agent_server.mcp.transports import connect  # so is this
 
         config = self.config
         if config.url is not None:
-            return await connect(config, self._workspace.root, None, signs, stack)
+            if not self._has_auth:
+                self._auth, self._has_auth = authorization(config), True
+            return await connect(config, self._workspace.root, None, signs, stack, self._auth)
         folder = self._workspace.resolve(config.cwd or ".", field="cwd")
         environment = await stack.enter_async_context(self._processes.lent([config.command or "", *config.args], folder, self._owner))
         return await connect(config, folder, environment, signs, stack)
@@ -173,7 +178,8 @@ class Peer:
 
 def _load() -> None:
     # Imported with the first server of a task, in a thread: the SDK takes 2 s and 58 MB.
-    import agent_server.mcp.connection  # noqa: F401
+    import agent_server.mcp.authorization  # as is this
+    import agent_server.mcp.connection  # noqa: F401  # and this
 
 
 async def _listed(tool: Any) -> Listed:

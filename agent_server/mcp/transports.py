@@ -44,6 +44,10 @@ for name, level in (("mcp.client", logging.CRITICAL), ("httpx2", logging.WARNING
     logging.getLogger(name).setLevel(level)  # what goes wrong is told by the call, or the warning; URLs may have secrets in them
 
 
+BOTH = "application/json, text/event-stream"
+"""What a message to streamable HTTP accepts."""
+
+
 class Signs:
     """What is to be seen of a server besides its messages.
 
@@ -67,12 +71,12 @@ class Signs:
         has_session = "mcp-session-id" in response.request.headers
         if has_session and response.status_code == 404:
             self.is_expired = True
-        if response.request.method == "POST":
-            self.refused = response.status_code
+        if response.request.method == "POST" and response.request.headers.get("accept", "").startswith(BOTH):
+            self.refused = response.status_code  # not what an authorization server refuses
 
     async def refuse_session(self, response: httpx2.Response) -> None:
         """The same for SSE, whose messages are answered elsewhere: one that is refused is the end of the session."""
-        if response.request.method == "POST" and response.status_code >= 400:
+        if response.request.method == "POST" and response.status_code >= 400 and response.status_code not in (401, 403):
             self.is_expired = True
             self.ended.set()
 
@@ -93,7 +97,14 @@ class _Bounded(httpx2.AsyncByteStream):
         await self._stream.aclose()
 
 
-async def connect(config: McpConfig, folder: Path, environment: Mapping[str, str] | None, signs: Signs, stack: AsyncExitStack) -> Client:
+async def connect(
+    config: McpConfig,
+    folder: Path,
+    environment: Mapping[str, str] | None,
+    signs: Signs,
+    stack: AsyncExitStack,
+    auth: httpx2.Auth | None = None,
+) -> Client:
     """Reaches a server, or starts it where there is an `environment`, and agrees with it on a protocol; `stack` holds it.
 
     Errors: whatever the SDK and its transports raise, and groups of it.
@@ -103,12 +114,12 @@ async def connect(config: McpConfig, folder: Path, environment: Mapping[str, str
         return await _agree(lambda: stdio_transport(argv, {**environment, **config.env}, folder, signs.said), signs, stack)
     if config.type != "sse":
         try:
-            return await _agree(lambda: _streamable(config, signs), signs, stack)
+            return await _agree(lambda: _streamable(config, signs, auth), signs, stack)
         except Exception:  # of whatever kind: what counts is what was refused
             if signs.refused not in NOT_STREAMABLE:
                 raise
             signs.is_expired = False
-    return await _agree(lambda: _sse(config, signs), signs, stack)
+    return await _agree(lambda: _sse(config, signs, auth), signs, stack)
 
 
 async def _agree(transport: Callable[[], Any], signs: Signs, stack: AsyncExitStack) -> Client:
@@ -165,26 +176,26 @@ async def _fill_in(context: Any, params: Any) -> ElicitResult:
 
 
 @asynccontextmanager
-async def _streamable(config: McpConfig, signs: Signs) -> AsyncIterator[TransportStreams]:
+async def _streamable(config: McpConfig, signs: Signs, auth: httpx2.Auth | None) -> AsyncIterator[TransportStreams]:
     async with (
-        _http(config, signs.note) as http,
+        _http(config, auth, signs.note) as http,
         streamable_http_client(config.url or "", http_client=http, max_sse_event_size=MAX_MESSAGE) as streams,
     ):
         yield streams
 
 
 @asynccontextmanager
-async def _sse(config: McpConfig, signs: Signs) -> AsyncIterator[TransportStreams]:
+async def _sse(config: McpConfig, signs: Signs, auth: httpx2.Auth | None) -> AsyncIterator[TransportStreams]:
     def factory(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
-        return _http(config, signs.note, signs.refuse_session)
+        return _http(config, auth, signs.note, signs.refuse_session)
 
-    async with sse_client(config.url or "", httpx_client_factory=factory) as streams:
+    async with sse_client(config.url or "", httpx_client_factory=factory, auth=auth) as streams:
         yield streams
 
 
-def _http(config: McpConfig, *hooks: Callable[..., Any]) -> httpx2.AsyncClient:
+def _http(config: McpConfig, auth: httpx2.Auth | None, *hooks: Callable[..., Any]) -> httpx2.AsyncClient:
     timeout = httpx2.Timeout(CONNECT_TIME, read=None)
-    return httpx2.AsyncClient(headers=dict(config.headers), timeout=timeout, event_hooks={"response": [*hooks]})
+    return httpx2.AsyncClient(headers=dict(config.headers), auth=auth, timeout=timeout, event_hooks={"response": [*hooks]})
 
 
 @asynccontextmanager

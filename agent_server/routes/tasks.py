@@ -59,6 +59,7 @@ class McpRequest(msgspec.Struct, frozen=True):
     timeout: (
         Annotated[int, Meta(ge=1, le=DAY_MS, description="milliseconds; for its start, 30000 without it, and for each call, 300000")] | None
     ) = None
+    oauth: Annotated[custom.OAuth | bool, Meta(description="for the URL; false asks for no authorization")] = True
 
 
 class ToolRequest(msgspec.Struct, frozen=True):
