@@ -75,8 +75,10 @@ class McpServers:
         await asyncio.gather(*(peer.close() for peer in peers))
 
     async def renew(self) -> None:
-        """Lets go of connections over the network that no task uses: behind a pause of the machine they may be dead."""
-        await self._close([peer for peer in self._shared.values() if peer.config.url is not None and not peer.users])
+        """Lets go of connections over the network that no task uses, without waiting: behind a pause of the machine they may be dead."""
+        for peer in self._shared.values():
+            if peer.config.url is not None and not peer.users:
+                peer.drop()
 
     @asynccontextmanager
     async def offered(

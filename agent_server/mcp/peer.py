@@ -169,6 +169,11 @@ class Peer:
             raise McpUnavailable(f"{reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
         return tuple([await _listed(tool) for tool in sorted(found, key=lambda tool: str(tool.name))])
 
+    def drop(self) -> None:
+        """Begins to let the server go, for whoever cannot wait for that."""
+        if self._connection is not None:
+            self._connection.signs.ended.set()
+
     async def close(self) -> None:
         """Lets the server go; its processes are dead when this returns. The next use starts it again."""
         connection, self._connection = self._connection, None

@@ -77,6 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self.remote.refusal is not None or self.path != "/mcp":
+            self._reply(self.remote.refusal or 404)
+            return
         session = self.remote.open_session() if self.remote.is_sse else self.headers.get("mcp-session-id", "")
         if session not in self.remote.sessions:
             self.send_error(404)

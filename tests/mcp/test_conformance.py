@@ -151,7 +151,7 @@ def test_our_client_passes_every_scenario_that_applies(client: str, tmp_path: Pa
     command = [NODE, str(SUITE), "client", "--command", client]
     alone = subprocess.run([*command, "--scenario", TIMED], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "Passed: 3/3, 0 failed, 0 warnings" in alone.stdout + alone.stderr
-    ended = subprocess.run([*command, "--suite", "all"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    ended = subprocess.run([*command, "--suite", "all", "--timeout", "80000"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
     results = re.findall(r"^. ([A-Za-z0-9_/-]+): (\d+) passed, (\d+) failed", ended.stdout + ended.stderr, re.M)
     assert {name for name, _, _ in results} == {*PLAYED, *NOT_PLAYED}
     passed = {name: int(count) for name, count, failed in results if failed == "0"}

@@ -1,7 +1,10 @@
 """MCP servers that a workspace configures: shared by tasks, reached again when lost, missing when they do not come up."""
 
+import asyncio
+import contextlib
 import itertools
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +12,12 @@ from typing import Any
 
 import pytest
 
+from agent_server.commands.execution import Owner
+from agent_server.commands.processes import Processes
+from agent_server.events.log import EventLog
+from agent_server.mcp.client import McpServers
+from agent_server.redaction import Secrets
+from agent_server.workspace import Workspace
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
 from tests.serving import ServerProcess, is_alive
@@ -273,3 +282,58 @@ def test_a_stubborn_server_does_not_outlive_a_killed_one(agent: ServerProcess, m
     run(agent, model, [call("echo", "back")])
     assert results(model) == ["stubborn:back"]
     assert not is_alive(old)
+
+
+def test_a_task_that_is_cancelled_while_its_servers_come_up_leaves_nothing(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, theirs=server("hangs"))
+    task_id = agent.submit("go", tools=[{"mcp": {"name": "own", **server("hangs-listing")}}])
+    while not (agent.workspace / "notes").exists() or count(agent, "begin") < 2:
+        assert agent.get(f"/tasks/{task_id}").json()["status"] == "processing"
+    assert agent.post(f"/tasks/{task_id}/cancel").json()["phase"] == "cancelled"
+    assert not any(map(is_alive, pids(agent)))
+
+
+def test_servers_come_up_side_by_side(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    servers = [{"mcp": {"name": f"slow{number}", **server("hangs", timeout=1500)}} for number in range(3)]
+    task_id = run(agent, model, tools=servers)
+    assert len(warnings(agent, task_id)) == 3
+    kinds = [event["type"] for event in agent.task_events(task_id) if event["type"].startswith("process.")]
+    assert kinds == ["process.started"] * 3 + ["process.exited"] * 3
+
+
+async def test_an_idle_server_is_let_go_and_started_again(tmp_path: Path) -> None:
+    secrets = Secrets()
+    log = EventLog(tmp_path / "events.db", secrets)
+    log.open()
+    workspace = Workspace(tmp_path / "workspace")
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"one": server("one")}}))
+    servers = McpServers(Processes(log, secrets, os.environ, tmp_path, "idle"), workspace, secrets, idle=0.05)
+    running = asyncio.create_task(servers.run())
+
+    async def use() -> None:
+        async with servers.offered([], {}, Owner(), lambda text: None, has_workspace=True) as toolset:
+            await asyncio.sleep(0.2)  # longer than it may be idle
+            assert [*toolset.tools] == ["echo"]
+            assert servers.shared["one"].is_up
+
+    await use()
+    while servers.shared["one"].is_up:  # noqa: ASYNC110  # nothing tells it
+        await asyncio.sleep(0.01)
+    await use()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+    await log.close()
+    noted = [line.split() for line in (workspace.root / "notes").read_text().splitlines()]
+    began = [int(words[-1]) for words in noted if words[1] == "begin"]
+    assert len(began) == 2
+    assert not any(map(is_alive, began))
+
+
+def test_a_secret_for_an_authorization_server_is_never_shown(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    oauth = {"clientId": "me", "clientSecret": "tell-nobody-of-this"}
+    task_id = run(agent, model, tools=[{"mcp": {"url": "http://127.0.0.1:1/mcp", "oauth": oauth}}])
+    told = agent.task_events(task_id)
+    assert told[0]["tools"][0]["mcp"]["oauth"] == {"clientId": "me", "clientSecret": "***REDACTED***"}
+    assert "tell-nobody-of-this" not in str(told)
+    assert len(warnings(agent, task_id)) == 1
