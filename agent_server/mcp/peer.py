@@ -30,7 +30,8 @@ CALL_TIME = 300.0
 """Seconds for one call without a sign of progress, unless the server is configured otherwise."""
 
 RETRY_TIME = 60.0
-"""Seconds after which a server that did not come up is tried again: until then tasks do not wait for it."""
+"""Seconds after which a server that did not answer is tried again: until then tasks do not wait for it. One that failed at once is
+tried by each task."""
 
 MAX_DESCRIPTION = 8_000
 """Characters of a tool's description: it is in every request to the model."""
@@ -40,7 +41,11 @@ MAX_SCHEMA = 64 << 10
 
 
 class McpUnavailable(Exception):
-    """A server that did not come up, or whose tools could not be listed."""
+    """A server that did not come up, or whose tools could not be listed; `is_silent` where it was waited for."""
+
+    def __init__(self, why: str, *, is_silent: bool = False) -> None:
+        super().__init__(why)
+        self.is_silent = is_silent
 
 
 class Listed(msgspec.Struct, frozen=True):
@@ -62,7 +67,7 @@ class Peer:
         self.used_at = time.monotonic()
         self.known: tuple[Listed, ...] = ()
         self.failure: str | None = None
-        self._failed_at = 0.0
+        self._silent_until = 0.0
         self._owner = owner
         self._processes = processes
         self._workspace = workspace
@@ -76,8 +81,8 @@ class Peer:
         return self._connection is not None and self._connection.is_open
 
     async def tools(self) -> tuple[Listed, ...]:
-        """Gives its tools; starts it where it does not run. Errors: McpUnavailable, at once where it has just failed."""
-        if self.failure is not None and time.monotonic() - self._failed_at < RETRY_TIME:
+        """Gives its tools; starts it where it does not run. Errors: McpUnavailable, at once where it was waited for in vain just now."""
+        if self.failure is not None and time.monotonic() < self._silent_until:
             raise McpUnavailable(self.failure)
         await self._open()
         return await self.changed() or self.known
@@ -134,7 +139,8 @@ class Peer:
             self.known = await self._list(connection)
         except BaseException as error:
             if isinstance(error, McpUnavailable):
-                self.failure, self._failed_at = str(error), time.monotonic()
+                self.failure = str(error)
+                self._silent_until = time.monotonic() + RETRY_TIME if error.is_silent else 0.0
             await finish(self.close())
             raise
         self.failure = None
@@ -160,7 +166,7 @@ class Peer:
             async with asyncio.timeout(seconds):
                 found = await connection.tools()
         except TimeoutError:
-            raise McpUnavailable(f"it did not list its tools within {seconds:g} s") from None
+            raise McpUnavailable(f"it did not list its tools within {seconds:g} s", is_silent=True) from None
         except AgentServerError as error:
             raise McpUnavailable(error.message.rstrip(".")) from error
         except Exception as error:  # the border to the SDK, whose transports raise what they like

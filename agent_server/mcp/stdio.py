@@ -24,13 +24,16 @@ from mcp.shared.message import SessionMessage
 from agent_server.commands.processes import finish
 
 MAX_MESSAGE = 32 << 20
-"""Bytes of one message; also of what may come that is none between two: an image of a screen has up to 10 MB."""
+"""Bytes of one message: an image of a screen has up to 10 MB."""
+
+MAX_NOISE = 2 << 20
+"""Bytes of what is no message between two that are: some print what they should log."""
 
 SAID = 2_000
 """Bytes kept of the end of its standard error, for the warning that it did not come up."""
 
-CHUNK = 256 << 10
-"""Bytes read at once."""
+CHUNK = 64 << 10
+"""Bytes read at once: short lines in it are gone through in some milliseconds."""
 
 PACE = 0.01
 """Seconds between two reads of standard error: a server that floods it is slowed down, not we."""
@@ -113,19 +116,22 @@ class _Server:
 
     async def _read(self, arriving: MemoryObjectSendStream[SessionMessage | Exception]) -> None:
         parts: list[bytes] = []
-        size = 0
+        held = noise = 0
         with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):  # one of the ends has gone
-            while size <= MAX_MESSAGE and (chunk := await self._stdout.read(CHUNK)):
-                size += len(chunk)
+            while held <= MAX_MESSAGE and noise <= MAX_NOISE and (chunk := await self._stdout.read(CHUNK)):
                 *lines, rest = chunk.split(b"\n")
                 if lines:
                     lines[0] = b"".join((*parts, lines[0]))
                     parts.clear()
+                    held = 0
                 for line in lines:
-                    if (message := _message(line)) is not None:
-                        size = len(rest)
+                    if (message := _message(line) if line[:1] in b" \t{" else None) is None:
+                        noise += len(line) + 1
+                    else:
+                        noise = 0
                         await arriving.send(message)
                 parts.append(rest)
+                held += len(rest)
 
     async def write(self, leaving: MemoryObjectReceiveStream[SessionMessage]) -> None:
         """Passes messages to it."""
@@ -200,8 +206,6 @@ def _unread(pipe: int) -> int:
 
 
 def _message(line: bytes) -> SessionMessage | None:
-    if not line.lstrip().startswith(b"{"):
-        return None
     try:
         return SessionMessage(types.jsonrpc_message_adapter.validate_json(line.decode("utf-8", "replace"), by_name=False))
     except ValueError:

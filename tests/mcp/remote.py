@@ -1,7 +1,9 @@
 """An MCP server over HTTP in this process, written out, so that a test can break it: streamable HTTP with sessions, or the older SSE."""
 
+import contextlib
 import json
 import queue
+import socket
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,15 +15,14 @@ TOOLS = ("echo", "drop", "look", "expire", "grow", "huge")
 class Remote:
     """The server. `calls` counts what reached it; `expire` makes it forget its sessions, as a restart does."""
 
-    def __init__(self, *, is_sse: bool = False) -> None:
+    def __init__(self, *, is_sse: bool = False, port: int = 0) -> None:
         self.is_sse = is_sse
         self.refusal: int | None = None
         self.calls: Counter[str] = Counter()
         self.sessions: dict[str, queue.Queue[str | None]] = {}
         self.dropped: set[str] = set()
         self.tools = list(TOOLS)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"remote": self}))
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", port), type("Handler", (_Handler,), {"remote": self}))
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
@@ -46,6 +47,9 @@ class Remote:
         self.expire()
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._server.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def answer(self, session: str, asked: dict[str, Any]) -> dict[str, Any]:
         """What it says to a request. Errors: ConnectionError for one that it drops."""
@@ -67,6 +71,19 @@ class Remote:
         if name == "huge":
             return {"content": [{"type": "text", "text": "x" * (40 << 20)}]}
         return {"content": [{"type": "text", "text": f"{name} done"}]}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, *given: Any) -> None:
+        self.connections: list[socket.socket] = []
+        super().__init__(*given)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
 
 
 class _Handler(BaseHTTPRequestHandler):
