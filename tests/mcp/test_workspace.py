@@ -338,3 +338,16 @@ def test_a_secret_for_an_authorization_server_is_never_shown(agent: ServerProces
     assert told[0]["tools"][0]["mcp"]["oauth"] == {"clientId": "me", "clientSecret": "***REDACTED***"}
     assert "tell-nobody-of-this" not in str(told)
     assert len(warnings(agent, task_id)) == 1
+
+
+def test_a_cancelled_task_cancels_its_call_and_leaves_the_shared_server(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "slow,echo"))
+    model.script({"tool_calls": [call("slow")]})
+    task_id = agent.submit("go", sessionId="cancelled")
+    agent.wait_for(task_id, "tool.started")
+    while not count(agent, "call", "slow"):
+        assert agent.get(f"/tasks/{task_id}").json()["status"] == "processing"
+    assert agent.post(f"/tasks/{task_id}/cancel").json()["phase"] == "cancelled"
+    run(agent, model, [call("echo", "on")])
+    assert results(model) == ["one:on"]
+    assert (count(agent, "notifications/cancelled"), count(agent, "begin")) == (1, 1)
