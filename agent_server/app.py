@@ -75,7 +75,7 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         async with asyncio.TaskGroup() as group:
             lasting = [
                 *(server.reaper.run(), server.metrics.run(), _record_base(server), server.ports.run()),
-                *(server.checkpoints.run(), server.lifecycle.run()),
+                *(server.checkpoints.run(), server.lifecycle.run(), server.sessions.around.mcp.run()),
             ]
             background = [group.create_task(work) for work in lasting]
             work = [group.create_task(_work(server)), group.create_task(server.mcp.run())]

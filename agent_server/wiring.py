@@ -112,7 +112,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         outputs=data.outputs.resolve(),
         tools=tools,
         web=WebTools(),
-        mcp=McpServers(processes, workspace),
+        mcp=McpServers(processes, workspace, secrets),
         configs=ToolConfigs(data.path / "tools"),
         pause=Pause(),
         windows=Windows(settings.context_tokens),
@@ -127,7 +127,7 @@ def _checkpoints(settings: Settings, data: DataDirectory, around: Surroundings, 
 def _lifecycle(data: DataDirectory, around: Surroundings, connections: Connections, watches: Watches) -> Lifecycle:
     lifecycle = Lifecycle(around.log, data, around.pause, around.gateway, (around.workspace.root, data.path))
     lifecycle.on_quiesce.append(connections.pause)
-    lifecycle.on_resume += [connections.reconnect, around.web.close]
+    lifecycle.on_resume += [connections.reconnect, around.web.close, around.mcp.renew]
     lifecycle.on_drop.append(watches.end)
     return lifecycle
 

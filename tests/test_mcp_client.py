@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from agent_server.mcp.client import free_name
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
 from tests.serving import ServerProcess, is_alive
@@ -75,7 +74,7 @@ server = MCPServer("web")
 def add(a: int, b: int) -> int:
     return a + b
 
-server.run("streamable-http", host="127.0.0.1", port=int(os.environ["PORT"]))
+server.run(os.environ["TRANSPORT"], host="127.0.0.1", port=int(os.environ["PORT"]))
 """
 
 
@@ -190,15 +189,17 @@ def test_a_task_gets_its_server_again_after_a_kill(agent: ServerProcess, model: 
     assert b"tell-nobody-of-this" not in b"".join(file.read_bytes() for file in agent.data.rglob("*") if file.is_file())
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> Iterator[str]:
-    """An MCP server on HTTP, of the SDK."""
+@pytest.fixture(params=["streamable-http", "sse"])
+def url(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """An MCP server of the SDK on HTTP, in its present and in its older form."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     program = tmp_path / "web.py"
     program.write_text(WEB_SERVER)
-    process = subprocess.Popen([sys.executable, str(program)], env={"PORT": str(port)}, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, str(program)], env={"PORT": str(port), "TRANSPORT": request.param}, stderr=subprocess.DEVNULL
+    )
     try:
         while True:
             with socket.socket() as probe:
@@ -206,7 +207,7 @@ def url(tmp_path: Path) -> Iterator[str]:
                     break
             assert process.poll() is None
             time.sleep(0.05)
-        yield f"http://127.0.0.1:{port}/mcp"
+        yield f"http://127.0.0.1:{port}/{'sse' if request.param == 'sse' else 'mcp'}"
     finally:
         process.kill()
         process.wait()
@@ -218,18 +219,3 @@ def test_a_server_can_be_reached_by_url(agent: ServerProcess, model: OpenAIEmula
     assert agent.finish(task_id)["status"] == "completed"
     assert results(model) == ["42"]
     assert agent.task_events(task_id)[0]["tools"][0]["mcp"]["headers"] == {"Authorization": "***REDACTED***"}
-
-
-@pytest.mark.parametrize(
-    ("name", "taken", "expected"),
-    [
-        ("add", set(), "add"),
-        ("a.b c", set(), "a_b_c"),
-        ("", set(), "_"),
-        ("bash", {"bash"}, "sums_bash"),
-        ("bash", {"bash", "sums_bash"}, "sums2_bash"),
-        ("x" * 100, set(), "x" * 64),
-    ],
-)
-def test_names_fit_providers_and_collide_with_nothing(name: str, taken: set[str], expected: str) -> None:
-    assert free_name(name, "sums", taken) == expected

@@ -5,7 +5,7 @@ speaks to MCP servers.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
@@ -24,6 +24,8 @@ NAME = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
 
 HARMLESS_HEADERS = frozenset({"accept", "accept-language", "content-type", "mcp-protocol-version", "user-agent"})
 """Headers whose values are words of every text: they are kept out of events, and not masked elsewhere."""
+
+_OAUTH_SECRETS = ("clientSecret", "privateKey")
 
 EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -58,8 +60,27 @@ class Owned(Protocol):
     def owner(self) -> Owner: ...
 
 
+class OAuth(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """Who we are to the authorization server of an MCP server; without it, a client is registered where that is possible.
+
+    `client_id` may be the URL of a client's metadata. `private_key` (PEM) signs with `algorithm`, in place of a secret.
+    `issuer` is the only authorization server that may have it.
+    """
+
+    client_id: str | None = None
+    client_secret: str | None = None
+    scope: str | None = None
+    grant_type: Literal["authorization_code", "client_credentials"] = "authorization_code"
+    private_key: str | None = None
+    algorithm: Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "EdDSA"] = "RS256"
+    issuer: str | None = None
+
+
 class McpConfig(msgspec.Struct, frozen=True):
-    """How an MCP server is reached: a command that speaks stdio, or the URL of a streamable HTTP endpoint."""
+    """How an MCP server is reached: a command that speaks stdio, or the URL of an endpoint (streamable HTTP, or the older SSE).
+
+    `timeout` is in milliseconds, for its start and for each call; without it each has a default of its own.
+    """
 
     name: str = "mcp"
     command: str | None = None
@@ -68,10 +89,13 @@ class McpConfig(msgspec.Struct, frozen=True):
     cwd: str | None = None
     url: str | None = None
     headers: dict[str, str] = {}
+    type: Literal["stdio", "http", "sse"] | None = None
+    timeout: int | None = None
+    oauth: OAuth | bool = True
 
 
 class CustomTool(msgspec.Struct, frozen=True):
-    """A tool with a JSON Schema of its own. Without `run` the client executes it."""
+    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools."""
 
     name: str
     description: str
@@ -79,6 +103,7 @@ class CustomTool(msgspec.Struct, frozen=True):
     schema: Schema
     run: Callable[[dict[str, Any], Owned], Awaitable[ToolResult]] | None = None
     read_only: bool = False
+    source: str = "client"
 
     def parse(self, arguments: str) -> dict[str, Any]:
         """Validates a call's raw JSON arguments against the schema.
@@ -131,19 +156,26 @@ async def check_schema(schema: Mapping[str, Any], place: str) -> None:
 
 
 def _check_mcp(entry: Mapping[str, Any], place: str) -> None:
-    config = entry["mcp"]
     if "name" in entry or "url" in entry:
         raise InvalidRequest(f"{place}: mcp stands alone; name and url belong to it.", path=place)
+    check_mcp(entry["mcp"], f"{place}.mcp")
+
+
+def check_mcp(config: Mapping[str, Any], place: str) -> None:
+    """Checks how an MCP server is reached. Errors: InvalidRequest that names `place`."""
     if (config.get("command") is None) == (config.get("url") is None):
-        raise InvalidRequest(f"{place}.mcp: it needs either a command or a url.", path=f"{place}.mcp")
+        raise InvalidRequest(f"{place}: it needs either a command or a url.", path=place)
+    kind = config.get("type")
+    if kind is not None and (kind == "stdio") != (config.get("command") is not None):
+        raise InvalidRequest(f"{place}.type: stdio goes with a command, http and sse with a url.", path=f"{place}.type")
     if config.get("url") is not None:
-        _check_url(config["url"], f"{place}.mcp.url")
+        _check_url(config["url"], f"{place}.url")
     texts = (config.get("command") or "", *config.get("args", ()), config.get("cwd") or "", *config.get("env", {}).values())
     if any("\0" in text for text in texts) or any(not name or "=" in name or "\0" in name for name in config.get("env", {})):
-        raise InvalidRequest(f"{place}.mcp: a command, its arguments and variables cannot hold a NUL character.", path=f"{place}.mcp")
+        raise InvalidRequest(f"{place}: a command, its arguments and variables cannot hold a NUL character.", path=place)
     for name, value in config.get("headers", {}).items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or not value.isascii() or not value.isprintable():
-            raise InvalidRequest(f"{place}.mcp.headers: {name[:64]!r} is no header that can be sent.", path=f"{place}.mcp.headers")
+            raise InvalidRequest(f"{place}.headers: {name[:64]!r} is no header that can be sent.", path=f"{place}.headers")
 
 
 def _check_url(url: str, place: str) -> None:
@@ -168,6 +200,8 @@ def _shown(entry: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("env", "headers"):
         if public.get(name):
             public[name] = dict.fromkeys(public[name], MASK)
+    if isinstance(public.get("oauth"), dict):
+        public["oauth"] = {**public["oauth"], **{name: MASK for name in _OAUTH_SECRETS if public["oauth"].get(name)}}
     if "mcp" in public:
         public["mcp"] = _shown(public["mcp"])
     return public
@@ -189,6 +223,8 @@ def secrets_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             if name.lower() not in HARMLESS_HEADERS:
                 found += [value, value.rpartition(" ")[2]]  # Bearer and the like are none
         found += [value for name, value in config.get("env", {}).items() if is_credential(name)]
+        if isinstance(oauth := config.get("oauth"), dict):
+            found += [oauth.get(name) or "" for name in _OAUTH_SECRETS]
         for url in (entry.get("url"), config.get("url")):
             parts = urlsplit(url or "")
             found += [parts.password or "", *(value for _, value in parse_qsl(parts.query))]

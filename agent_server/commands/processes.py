@@ -69,6 +69,11 @@ class Processes:
         self._environment = {**self._inherited, **variables}
 
     @property
+    def environment(self) -> Mapping[str, str]:
+        """What commands get that start from here on, but their mark."""
+        return self._environment
+
+    @property
     def terminals(self) -> int:
         """How many of those that run have a terminal."""
         return sum(process.command.pty is not None for process in self._running.values())

@@ -1,218 +1,192 @@
-"""The tools of an MCP server that a task brings: the server is started, or reached, when the task begins, and let go when it ends.
+"""The tools of MCP servers, as a task has them: of those that it brings, and of those that its workspace configures.
 
-What a call gives is text for the model; images are named, not shown. Sampling, roots and elicitation are not offered.
+A task's own servers live as long as it does. The workspace's are shared by all tasks: started with the first that may use them, and
+kept until nobody has used them for a while, their configuration changes, or the server ends. Sampling and roots are not offered, and
+a server's question is answered only by its own defaults.
 """
 
 import asyncio
-import os
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
 import msgspec
 
-from agent_server.calling.custom import EMPTY, MAX_TOOLS, CustomTool, McpConfig, Owned
-from agent_server.calling.schema import compile_schema
+from agent_server.calling import custom
+from agent_server.calling.custom import MAX_TOOLS, CustomTool, McpConfig, Offered, Owned
 from agent_server.commands.execution import Owner
 from agent_server.commands.processes import Processes, finish
+from agent_server.mcp import configs
+from agent_server.mcp.naming import labels, names
+from agent_server.mcp.peer import Listed, McpUnavailable, Peer
+from agent_server.redaction import Secrets
 from agent_server.workspace import Workspace
-from tools import ToolError, ToolResult
+from tools import ToolResult
 
-if TYPE_CHECKING:
-    from mcp import Client
+IDLE_TIME = 600.0
+"""Seconds without a task after which a server of the workspace is let go: each takes memory, and the next task starts it again."""
 
-START_TIME = 60.0
-"""Seconds for a server to come up and list its tools: some are downloaded first."""
+SWEEP_TIME = 15.0
+"""Seconds between looks for servers that are idle."""
 
-CALL_TIME = 300.0
-"""Seconds for one call."""
-
-END_TIME = 8.0
-"""Seconds in which a connection ends by itself, the SDK's own patience with a process included; then it is broken off."""
-
-MAX_PAGES = 20
-"""Pages of a server's list of tools that are asked for."""
-
-Opening = Callable[[AsyncExitStack], Awaitable["Client"]]
-"""Makes the SDK's client, connected; what it holds is on the stack."""
-
-
-class McpUnavailable(Exception):
-    """A server that did not come up, or whose tools could not be listed."""
+Warn = Callable[[str], None]
+"""Tells whoever follows the task what is missing."""
 
 
 class McpServers:
-    """Connects to MCP servers on behalf of tasks."""
+    """The MCP servers of this server's tasks."""
 
-    def __init__(self, processes: Processes, workspace: Workspace) -> None:
+    def __init__(self, processes: Processes, workspace: Workspace, secrets: Secrets, *, idle: float = IDLE_TIME) -> None:
         self._processes = processes
         self._workspace = workspace
+        self._secrets = secrets
+        self._idle = idle
+        self._shared: dict[str, Peer] = {}
+        self._retired: list[Peer] = []  # their configuration has changed, and tasks still have them
+
+    @property
+    def shared(self) -> Mapping[str, Peer]:
+        """The workspace's servers that tasks have asked for, by name."""
+        return self._shared
+
+    def known(self, fixed: Mapping[str, Offered]) -> list[CustomTool]:
+        """Gives the tools of the workspace's servers that run, as a task with these `fixed` ones would have them. Starts none."""
+        toolset = Toolset(fixed, [peer for peer in self._shared.values() if peer.is_up], lambda text: None)
+        toolset.recall()
+        return toolset.found
+
+    async def run(self) -> None:
+        """Lets go of what is idle, for ever; at its cancellation of all that are left."""
+        try:
+            while True:
+                await asyncio.sleep(min(SWEEP_TIME, self._idle))
+                await self.sweep()
+        finally:
+            await finish(self._close([*self._shared.values(), *self._retired]))
+
+    async def sweep(self) -> None:
+        """Lets go of what no task has and has been idle."""
+        before = time.monotonic() - self._idle
+        await self._close([*self._idle_retired(), *(peer for peer in self._shared.values() if not peer.users and peer.used_at <= before)])
+
+    async def _close(self, peers: Sequence[Peer]) -> None:
+        await asyncio.gather(*(peer.close() for peer in peers))
+
+    async def renew(self) -> None:
+        """Lets go of connections over the network that no task uses, without waiting: behind a pause of the machine they may be dead."""
+        for peer in self._shared.values():
+            if peer.config.url is not None and not peer.users:
+                peer.drop()
 
     @asynccontextmanager
-    async def connected(self, config: McpConfig, taken: Collection[str], owner: Owner) -> AsyncIterator[list[CustomTool]]:
-        """Gives a server's tools while the context lasts, under names that are not `taken`.
+    async def offered(
+        self, own: Sequence[McpConfig], fixed: Mapping[str, Offered], owner: Owner, warn: Warn, *, has_workspace: bool
+    ) -> "AsyncIterator[Toolset]":
+        """Gives the tools of a task while the context lasts: the `fixed` ones, those of its `own` servers and, if it has them, of the
+        workspace's. A server that does not come up is told by `warn`, and its tools are missing.
 
-        Errors: McpUnavailable. Cancellation: its processes are dead before it is raised.
+        Cancellation: the processes of its own servers are dead before it is raised.
         """
-        async with AsyncExitStack() as stack:
-            connection = _Connection(await self._opening(config, owner, stack))
-            try:
-                yield await _offered(connection.call, await connection.tools(), taken, config.name)
-            finally:
-                await finish(connection.end())
-
-    async def _opening(self, config: McpConfig, owner: Owner, stack: AsyncExitStack) -> Opening:
-        await asyncio.to_thread(_load)
-        if config.url is not None:
-            return partial(_reach, config)
-        folder = self._workspace.resolve(config.cwd or ".", field="cwd")
-        environment = await stack.enter_async_context(self._processes.lent([config.command or "", *config.args], folder, owner))
-        return partial(_start, config, environment, folder)
-
-
-def _load() -> None:
-    # Imported with the first server of a task, in a thread: the SDK takes 2 s and 58 MB.
-    import mcp.client.client  # noqa: F401
-
-
-async def _reach(config: McpConfig, stack: AsyncExitStack) -> "Client":
-    from mcp import Client  # loaded by now
-    from mcp.client.streamable_http import streamable_http_client  # so is this
-    from mcp.shared._httpx_utils import create_mcp_http_client  # and this
-
-    http = await stack.enter_async_context(create_mcp_http_client(headers=dict(config.headers)))
-    return await stack.enter_async_context(Client(streamable_http_client(config.url or "", http_client=http)))
-
-
-async def _start(config: McpConfig, environment: Mapping[str, str], folder: Path, stack: AsyncExitStack) -> "Client":
-    from mcp import Client, StdioServerParameters  # loaded by now
-    from mcp.client.stdio import stdio_client  # so is this
-
-    nowhere = stack.enter_context(_nowhere())
-    given = StdioServerParameters(command=config.command or "", args=config.args, env={**environment, **config.env}, cwd=folder)
-    return await stack.enter_async_context(Client(stdio_client(given, errlog=nowhere)))
-
-
-def _nowhere() -> TextIO:
-    """Where a server's standard error goes: it is not ours to keep."""
-    return open(os.devnull, "w", encoding="utf-8")
-
-
-class _Connection:
-    """One server. The SDK wants its client entered and left by one and the same asyncio task: this has one."""
-
-    def __init__(self, opening: Opening) -> None:
-        self._client: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
-        self._stop = asyncio.Event()
-        self._work = asyncio.create_task(self._live(opening), name="mcp server")
-
-    async def _live(self, opening: Opening) -> None:
+        brought = [Peer(config, owner, self._processes, self._workspace) for config in own]
+        lent = await self._lend({config.name for config in own}, warn) if has_workspace else []
         try:
-            async with AsyncExitStack() as stack:
-                self._client.set_result(await opening(stack))
-                await self._stop.wait()
-        except Exception as error:  # the border to the SDK, whose transports raise what they like, and groups of it
-            if not self._client.done():
-                self._client.set_exception(McpUnavailable(_reason(error)))
+            toolset = Toolset(fixed, [*brought, *lent], warn)
+            await toolset.start()
+            yield toolset
         finally:
-            self._client.cancel()
+            for peer in lent:
+                peer.users -= 1
+                peer.used_at = time.monotonic()
+            await finish(self._close([*brought, *self._idle_retired()]))
 
-    async def tools(self) -> list[Any]:
-        """Gives the server's own description of its tools. Errors: McpUnavailable."""
+    def _idle_retired(self) -> list[Peer]:
+        idle = [peer for peer in self._retired if not peer.users]
+        self._retired = [peer for peer in self._retired if peer.users]
+        return idle
+
+    async def _lend(self, taken: set[str], warn: Warn) -> list[Peer]:
+        """Gives the workspace's servers as they are configured now, but those whose names the task has taken for its own."""
+        found = await asyncio.to_thread(configs.read, self._workspace.root, self._processes.environment)
+        for complaint in found.complaints:
+            warn(f"An MCP server of the workspace is left out: {complaint}")
+        self._secrets.add(custom.secrets_of([{"mcp": msgspec.to_builtins(config)} for config in found.servers]), is_own=False)
+        wanted = {config.name: config for config in found.servers}
+        for name, peer in [*self._shared.items()]:
+            if wanted.get(name) != peer.config:
+                self._retired.append(self._shared.pop(name))
+        await self._close(self._idle_retired())  # before others that may want the same port
+        lent = []
+        for name, config in wanted.items():
+            if name not in self._shared:
+                self._shared[name] = Peer(config, Owner(), self._processes, self._workspace)
+            if name not in taken:
+                lent.append(self._shared[name])
+        for peer in lent:
+            peer.users += 1
+        return lent
+
+
+class Toolset:
+    """The tools of one task, by name: the fixed ones, then those of MCP servers, by server and name."""
+
+    def __init__(self, fixed: Mapping[str, Offered], peers: Sequence[Peer], warn: Warn) -> None:
+        self._fixed = fixed
+        self._warn = warn
+        order = sorted(peers, key=lambda peer: peer.config.name)
+        self._peers = dict(zip(labels([peer.config.name for peer in order]), order, strict=True))
+        self._listed: dict[str, tuple[Listed, ...]] = {}
+        self.tools: dict[str, Offered] = dict(fixed)
+        self.found: list[CustomTool] = []
+
+    async def start(self) -> None:
+        """Asks every server for its tools, all at once. Errors: none; those that do not come up are told."""
+        await asyncio.gather(*(self._ask(label, peer) for label, peer in self._peers.items()))
+        self._name()
+
+    def recall(self) -> None:
+        """Takes what the servers have listed before."""
+        self._listed = {label: peer.known for label, peer in self._peers.items()}
+        self._name()
+
+    async def _ask(self, label: str, peer: Peer) -> None:
         try:
-            async with asyncio.timeout(START_TIME):
-                return await _list(await asyncio.shield(self._client))
-        except TimeoutError:
-            raise McpUnavailable(f"it did not come up within {START_TIME:g} s") from None
-        except McpUnavailable:
-            raise
-        except Exception as error:  # the border, as above
-            raise McpUnavailable(_reason(error)) from error
+            self._listed[label] = await peer.tools()
+        except McpUnavailable as error:
+            self._warn(f"The MCP server {peer.config.name} did not come up, its tools are missing: {error}.")
 
-    async def call(self, name: str, arguments: dict[str, Any]) -> ToolResult:
-        """Calls a tool, once. Errors: ToolError."""
-        try:
-            async with asyncio.timeout(CALL_TIME):
-                answer = await self._client.result().call_tool(name, arguments)
-        except TimeoutError:
-            raise ToolError(f"{name} did not answer within {CALL_TIME:g} s; it may have done what it was asked.") from None
-        except Exception as error:  # the border, as above
-            raise ToolError(f"{name} failed: {_reason(error)}.") from error
-        return ToolResult("\n".join(map(_text, answer.content)) or _structured(answer), is_error=bool(answer.is_error))
+    async def renew(self) -> bool:
+        """Asks those servers again that say that their tools have changed, and tells whether the tools are others now."""
+        before = dict(self._listed)
+        for label in before:
+            peer = self._peers[label]
+            await peer.changed()
+            self._listed[label] = peer.known
+        if [*map(_shown, before.values())] == [*map(_shown, self._listed.values())]:
+            return False
+        self._name()
+        return True
 
-    async def end(self) -> None:
-        """Lets the server go. What it leaves running is for whoever has started it to kill."""
-        self._stop.set()
-        if not self._client.done():
-            self._work.cancel()
-        await asyncio.wait([self._work], timeout=END_TIME)
-        if not self._work.done():
-            self._work.cancel()
-            await asyncio.wait([self._work], timeout=END_TIME)
+    def _name(self) -> None:
+        by_server = {label: {tool.name: tool for tool in listed} for label, listed in self._listed.items()}
+        named = names({label: [*tools] for label, tools in by_server.items()}, self._fixed)
+        room = max(MAX_TOOLS - len(self._fixed), 0)
+        if len(named) > room:
+            self._warn(f"The MCP servers have {len(named)} tools, of which the model is offered {room}; more it does not take.")
+        self.found = [_offer(name, by_server[label][own], self._peers[label]) for (label, own), name in [*named.items()][:room]]
+        self.tools.clear()
+        self.tools.update(self._fixed)
+        self.tools.update({tool.name: tool for tool in self.found})
 
 
-async def _list(client: "Client") -> list[Any]:
-    found: list[Any] = []
-    cursor: str | None = None
-    for _ in range(MAX_PAGES):
-        page = await client.list_tools(cursor=cursor)
-        found += page.tools
-        cursor = page.next_cursor
-        if cursor is None or len(found) >= MAX_TOOLS:
-            break
-    return found[:MAX_TOOLS]
+def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
+    return [(tool.name, tool.description, tool.parameters) for tool in listed]
 
 
-async def _offered(
-    call: Callable[[str, dict[str, Any]], Awaitable[ToolResult]], listed: list[Any], taken: Collection[str], server: str
-) -> list[CustomTool]:
-    offered: dict[str, CustomTool] = {}
-    for tool in listed:
-        name = free_name(tool.name, server, {*taken, *offered})
-        parameters = tool.input_schema or EMPTY
-        try:
-            schema = await compile_schema(parameters)
-        except ValueError:  # the server checks its arguments itself
-            schema = await compile_schema(EMPTY)
-
-        async def run(arguments: dict[str, Any], context: Owned, own: str = tool.name) -> ToolResult:
-            return await call(own, arguments)
-
-        offered[name] = CustomTool(name, tool.description or "", parameters, schema, run)
-    return list(offered.values())
+def _offer(name: str, tool: Listed, peer: Peer) -> CustomTool:
+    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), source=f"mcp:{peer.config.name}")
 
 
-def free_name(name: str, server: str, taken: Collection[str]) -> str:
-    """Gives a name that providers take and that is not taken: the tool's own, or with its server's name, and a number, before it."""
-    plain = _plain(name)
-    if plain not in taken:
-        return plain
-    number = 1
-    while (prefixed := _plain(f"{server}{number if number > 1 else ''}_{name}")) in taken:
-        number += 1
-    return prefixed
-
-
-def _plain(name: str) -> str:
-    return re.sub("[^A-Za-z0-9_-]", "_", name)[:64] or "_"
-
-
-def _text(block: Any) -> str:
-    if block.type == "text":
-        return str(block.text)
-    if block.type == "resource" and hasattr(block.resource, "text"):
-        return str(block.resource.text)
-    return f"[{block.type}{' ' + str(block.uri) if block.type == 'resource_link' else ''}]"
-
-
-def _structured(answer: Any) -> str:
-    return "" if answer.structured_content is None else msgspec.json.encode(answer.structured_content).decode()
-
-
-def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return (str(error) or type(error).__name__)[:300].rstrip(".")
+async def _run(peer: Peer, tool: Listed, arguments: dict[str, Any], context: Owned) -> ToolResult:
+    return await peer.call(tool, arguments)

@@ -42,6 +42,13 @@ class Resources(msgspec.Struct, frozen=True, rename="camel"):
     network_tx_bytes: int
 
 
+class McpServerShown(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    name: str
+    is_up: Annotated[bool, Meta(description="one that is idle is let go, and started again by the next task")]
+    tools: int
+    error: Annotated[str, Meta(description="why it did not come up when a task last asked for it")] | None = None
+
+
 class Status(msgspec.Struct, frozen=True, rename="camel"):
     status: Literal["healthy", "draining"]
     version: str
@@ -54,6 +61,7 @@ class Status(msgspec.Struct, frozen=True, rename="camel"):
     model: str
     provider: str
     integrations: list[str]
+    mcp_servers: Annotated[list[McpServerShown], Meta(description="of the workspace, once a task has asked for them")]
     limits: Limits
     restart_count: int
     resources: Resources
@@ -115,12 +123,18 @@ async def status(request: Request) -> Response:
             model=settings.model,
             provider=settings.provider,
             integrations=[state.name for state in server.connections.states() if state.is_enabled],
+            mcp_servers=_mcp_servers(server),
             limits=Limits(settings.max_concurrent_tasks, settings.max_body, settings.max_log),
             restart_count=server.data.identity.starts - 1,
             resources=Resources(server.cpu_percent, machine.resident() / 1e6, *machine.network()),
             environment=_environment(server),
         ),
     )
+
+
+def _mcp_servers(server: Server) -> list[McpServerShown]:
+    shared = server.sessions.around.mcp.shared
+    return [McpServerShown(name, peer.is_up, len(peer.known), peer.failure) for name, peer in sorted(shared.items())]
 
 
 def _environment(server: Server) -> dict[str, str]:

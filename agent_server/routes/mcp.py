@@ -8,9 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from agent_server.calling.custom import CustomTool
 from agent_server.errors import InvalidRequest
 from agent_server.http import Endpoint, Raw, reply
 from agent_server.server import Server, server_of
+from tools import Tool
 
 TOKEN_PLACEHOLDER = "${AGENT_SERVER_TOKEN}"  # noqa: S105  # what clients replace by their own variable
 """What stands for the token: clients put their own variable in."""
@@ -39,8 +41,9 @@ class McpConfig(msgspec.Struct, frozen=True, rename="camel"):
 
 async def tools(request: Request) -> Response:
     sessions = server_of(request).sessions
-    offered = [tool for tool in sessions.around.tools.values() if sessions.agent.may_use(tool)]
-    return reply(request, ToolList([ToolShown(tool.name, tool.description, tool.parameters, tool.source) for tool in offered]))
+    own = {name: tool for name, tool in sessions.around.tools.items() if sessions.agent.may_use(tool)}
+    offered: list[Tool | CustomTool] = [*own.values(), *sessions.around.mcp.known(own)]
+    return reply(request, ToolList([ToolShown(tool.name, tool.description, dict(tool.parameters), tool.source) for tool in offered]))
 
 
 async def config(request: Request) -> Response:

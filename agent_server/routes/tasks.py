@@ -41,7 +41,7 @@ Prompt: TypeAlias = Annotated[str, Meta(min_length=1)] | Annotated[list[TextPart
 
 
 class McpRequest(msgspec.Struct, frozen=True):
-    """How an MCP server is reached: a command that speaks stdio, or the URL of a streamable HTTP endpoint."""
+    """How an MCP server is reached: a command that speaks stdio, or the URL of an endpoint."""
 
     name: Annotated[str, Meta(pattern=custom.NAME)] = "mcp"
     command: Annotated[str, Meta(min_length=1)] | None = None
@@ -50,6 +50,16 @@ class McpRequest(msgspec.Struct, frozen=True):
     cwd: Annotated[str, Meta(description="of the command: relative to the workspace, or absolute")] | None = None
     url: str | None = None
     headers: Annotated[dict[str, str], Meta(description="for the URL; never shown")] = {}
+    type: (
+        Annotated[
+            Literal["stdio", "http", "sse"], Meta(description="http is streamable HTTP; without it, the older SSE is tried after that")
+        ]
+        | None
+    ) = None
+    timeout: (
+        Annotated[int, Meta(ge=1, le=DAY_MS, description="milliseconds; for its start, 30000 without it, and for each call, 300000")] | None
+    ) = None
+    oauth: Annotated[custom.OAuth | bool, Meta(description="for the URL; false asks for no authorization")] = True
 
 
 class ToolRequest(msgspec.Struct, frozen=True):

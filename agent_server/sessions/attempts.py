@@ -6,7 +6,7 @@ Which task is attempted, and when, is `sessions.py`.
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from agent_server.commands.processes import finish
 from agent_server.errors import TaskTimeout
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.gateway import ModelOptions
-from agent_server.mcp.client import McpUnavailable
+from agent_server.mcp.client import Toolset
 from agent_server.messages import Message, Text
 from agent_server.prompts import system_prompt
 from agent_server.sessions import conversation, session_index, tasks
@@ -107,8 +107,8 @@ class Attempts:
             async with self._around.pause.clock.timeout(max(remaining, 0)) as deadline:
                 await self._checkpoints.begin(task)
                 until = self._around.pause.clock.time() + max(remaining, 0)
-                async with self._offered(task, agent) as tools:
-                    active.run = run = await self._prepare(task, agent, tools, active, until)
+                async with self._offered(task, agent) as toolset:
+                    active.run = run = await self._prepare(task, agent, toolset, active, until)
                     answer = await work(run)
         except TimeoutError:
             if not deadline.expired():
@@ -201,31 +201,23 @@ class Attempts:
         return begun, requested
 
     @asynccontextmanager
-    async def _offered(self, task: Task, agent: Agent) -> AsyncIterator[dict[str, Offered]]:
-        """Gives the tools of a task; its MCP servers live as long as the context."""
+    async def _offered(self, task: Task, agent: Agent) -> AsyncIterator[Toolset]:
+        """Gives the tools of a task; the MCP servers that it brings live as long as the context."""
         entries = await self._around.configs.take(task.task_id) or task.given.get("tools", ())
         self._around.secrets.add(custom.secrets_of(entries), is_own=False)
-        offered = built_in(self._around, agent, task.given)
-        async with AsyncExitStack() as stack:
-            for entry in entries:
-                if "mcp" not in entry:
-                    offered[entry["name"]] = await own_tool(self._around, entry)
-            for entry in entries:
-                if "mcp" in entry:
-                    found = await self._connect(task, msgspec.convert(entry["mcp"], McpConfig), offered, stack)
-                    offered.update({tool.name: tool for tool in found})
-            yield offered
+        fixed = built_in(self._around, agent, task.given)
+        for entry in entries:
+            if "mcp" not in entry:
+                fixed[entry["name"]] = await own_tool(self._around, entry)
+        own = [msgspec.convert(entry["mcp"], McpConfig) for entry in entries if "mcp" in entry]
+        owner, has_workspace = Owner(task.session_id, task.task_id), task.given["autoTools"] and not agent.is_read_only
+        async with self._around.mcp.offered(own, fixed, owner, partial(self._warn, task), has_workspace=has_workspace) as toolset:
+            yield toolset
 
-    async def _connect(self, task: Task, config: McpConfig, taken: Mapping[str, Offered], stack: AsyncExitStack) -> Sequence[CustomTool]:
-        owner = Owner(task.session_id, task.task_id)
-        try:
-            return await stack.enter_async_context(self._around.mcp.connected(config, taken, owner))
-        except (McpUnavailable, OSError, ValueError) as error:
-            text = f"The MCP server {config.name} of this task did not come up, its tools are missing: {error}"
-            self._log.say(Draft("log", {"level": "WARNING", "source": "mcp", "text": text}, task.session_id, task.task_id))
-            return ()
+    def _warn(self, task: Task, text: str) -> None:
+        self._log.say(Draft("log", {"level": "WARNING", "source": "mcp", "text": text}, task.session_id, task.task_id))
 
-    async def _prepare(self, task: Task, agent: Agent, tools: Mapping[str, Offered], active: Active, until: float) -> Run:
+    async def _prepare(self, task: Task, agent: Agent, toolset: Toolset, active: Active, until: float) -> Run:
         given = task.given
         schema = given.get("outputSchema")
         output = await compile_schema(schema) if schema is not None else None
@@ -237,7 +229,8 @@ class Attempts:
             task=task,
             conversation=state,
             around=self._around,
-            tools=tools,
+            tools=toolset.tools,
+            renew=toolset.renew,
             options=ModelOptions(given["provider"], given["model"], given["max_tokens"]),
             system=system_message(state, given),
             max_steps=given["maxSteps"],

@@ -74,15 +74,19 @@ class Room:
 
     def __init__(self, run: Run, specs: list[ToolSpec], window: int) -> None:
         self._run = run
-        self._specs = specs
+        self.offer(specs)
         self._window = window
         self._limit = limit_of(window, run.options.max_tokens)
-        self._base = message_tokens(run.system) + specs_tokens(specs)
         self._factor = 1.0
         self._rest = 0.0
         self._compacted_at = 0
         self._believes = True
         self._forget()
+
+    def offer(self, specs: list[ToolSpec]) -> None:
+        """Takes the tools that requests offer from here on."""
+        self._specs = specs
+        self._base = message_tokens(self._run.system) + specs_tokens(specs)
 
     def _forget(self) -> None:
         self._raw = 0

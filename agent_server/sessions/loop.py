@@ -23,8 +23,7 @@ async def work(run: Run) -> dict[str, Any]:
     """
     conversation = run.conversation
     steps = run.task.steps
-    specs = [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
-    room = await open_room(run, specs)
+    room = await open_room(run, _specs(run))
     while True:
         await run_calls(run)
         if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
@@ -37,10 +36,16 @@ async def work(run: Run) -> dict[str, Any]:
         if run.is_draining():
             raise Paused
         _check_limits(run, steps, await run.spent())
+        if await run.renew():
+            room.offer(_specs(run))
         if await room.make():
             _check_limits(run, steps, await run.spent())  # a summary costs too
         run.post(run.draft("step.started", {"step": steps + 1}))
         await room.ask()
+
+
+def _specs(run: Run) -> list[ToolSpec]:
+    return [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
 
 
 def _check_limits(run: Run, steps: int, cost: float) -> None:

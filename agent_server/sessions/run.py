@@ -1,7 +1,7 @@
 """One task at work: what the loop and its calls stand on."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -99,7 +99,8 @@ class Run(msgspec.Struct):
 
     `begun` holds the calls that had begun and not ended before this process, `requested` those that a client was asked to run;
     `arguments` the unmasked arguments of the calls made in this process, `parallel` how many read-only calls run side by side;
-    `until` is when its deadline is, on the clock of `around.pause`.
+    `until` is when its deadline is, on the clock of `around.pause`. `renew` brings `tools` up to date before a model call, and tells
+    whether they are others now.
     `is_waiting` is set while a model or a client is waited for, which can be broken off and done again; `is_closed` once the
     final answer is taken; `changed` when somebody else has added an event.
     """
@@ -117,6 +118,7 @@ class Run(msgspec.Struct):
     slot: Slot
     subagents: Delegating
     until: float
+    renew: Callable[[], Awaitable[bool]]
     output: Schema | None = None
     is_waiting: bool = False
     is_closed: bool = False

@@ -1,8 +1,10 @@
-"""The official conformance suite, run against the server: what applies passes, what does not is named with its reason."""
+"""The official conformance suite, for the server and the client: what applies passes, what does not is named with its reason."""
 
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,3 +84,75 @@ def test_every_scenario_passes_that_applies(server: ServerProcess, tmp_path: Pat
     assert passed == PASSED
     assert {name for _, name, _, _ in results} == {*PASSED, *NOT_OFFERED}
     assert "Traceback" not in server.log()
+
+
+NOT_PLAYED = {
+    "auth/cross-app-access-complete-flow": "it begins with a person's login at an identity provider; nobody is there to log in",
+    "auth/2025-03-26-oauth-metadata-backcompat": "its metadata names another issuer than where it was found, which RFC 8414 (3.3) has "
+    "clients refuse, and the SDK does",
+}
+"""Scenarios for clients that do not apply to this one, each with the reason."""
+
+TIMED = "sse-retry"
+"""A scenario that measures times, and is run by itself."""
+
+PLAYED = {
+    "initialize": 1,
+    "tools_call": 1,
+    "elicitation-sep1034-client-defaults": 5,
+    "sse-retry": 3,
+    "auth/metadata-default": 13,
+    "auth/metadata-var1": 13,
+    "auth/metadata-var2": 13,
+    "auth/metadata-var3": 13,
+    "auth/basic-cimd": 13,
+    "auth/scope-from-www-authenticate": 14,
+    "auth/scope-from-scopes-supported": 14,
+    "auth/scope-omitted-when-undefined": 14,
+    "auth/scope-step-up": 21,
+    "auth/scope-retry-limit": 10,
+    "auth/token-endpoint-auth-basic": 18,
+    "auth/token-endpoint-auth-post": 18,
+    "auth/token-endpoint-auth-none": 18,
+    "auth/pre-registration": 13,
+    "auth/2025-03-26-oauth-endpoint-fallback": 7,
+    "auth/resource-mismatch": 2,
+    "auth/offline-access-scope": 15,
+    "auth/offline-access-not-supported": 14,
+    "auth/client-credentials-jwt": 8,
+    "auth/client-credentials-basic": 8,
+}
+"""Scenarios for clients that pass, and how many checks they make."""
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[str]:
+    """The command that has our client go through a scenario."""
+    path = tmp_path / "socket"
+    process = subprocess.Popen([sys.executable, "-m", "tests.mcp.conform", str(path)])
+    try:
+        until = time.monotonic() + 30
+        while not is_listening(path):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        yield f"{sys.executable} -S -E {Path(__file__).with_name('ask.py')} {path}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def is_listening(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return path.exists() and probe.connect_ex(str(path)) == 0
+
+
+def test_our_client_passes_every_scenario_that_applies(client: str, tmp_path: Path) -> None:
+    command = [NODE, str(SUITE), "client", "--command", client]
+    alone = subprocess.run([*command, "--scenario", TIMED], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "Passed: 3/3, 0 failed, 0 warnings" in alone.stdout + alone.stderr
+    ended = subprocess.run([*command, "--suite", "all", "--timeout", "80000"], cwd=tmp_path, capture_output=True, text=True, timeout=90)
+    results = re.findall(r"^. ([A-Za-z0-9_/-]+): (\d+) passed, (\d+) failed", ended.stdout + ended.stderr, re.M)
+    assert {name for name, _, _ in results} == {*PLAYED, *NOT_PLAYED}
+    passed = {name: int(count) for name, count, failed in results if failed == "0"}
+    assert {**passed, TIMED: 3} == PLAYED

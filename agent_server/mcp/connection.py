@@ -1,0 +1,137 @@
+"""One connection to an MCP server, from its opening to its end. Imported with the first server of a task, as the SDK is."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx2
+from mcp import Client, MCPError
+from mcp_types import CONNECTION_CLOSED, CallToolResult, Tool
+
+from agent_server.calling.custom import MAX_TOOLS
+from agent_server.mcp.transports import Signs
+from tools import ToolError
+
+END_TIME = 8.0
+"""Seconds in which a connection ends by itself, its process included; then it is broken off."""
+
+MAX_PAGES = 20
+"""Pages of a server's list of tools that are asked for."""
+
+UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
+"""What ends a connection before a request has left."""
+
+Opening = Callable[[Signs, AsyncExitStack], Awaitable[Client]]
+"""Makes the SDK's client, connected; what it holds is on the stack."""
+
+
+class Lost(Exception):
+    """The connection ended under a call, or its session was over. `is_unsent` where the call has surely not run."""
+
+    def __init__(self, reason: str, *, is_unsent: bool) -> None:
+        super().__init__(reason)
+        self.is_unsent = is_unsent
+
+
+class Connection:
+    """One connection. The SDK wants its client entered and left by one and the same asyncio task: this has one."""
+
+    def __init__(self, opening: Opening) -> None:
+        self.signs = Signs()
+        self._calls = 0
+        self._fault: BaseException | None = None
+        self._client: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
+        self._work = asyncio.create_task(self._live(opening), name="mcp server")
+
+    async def _live(self, opening: Opening) -> None:
+        try:
+            async with AsyncExitStack() as stack:
+                self._client.set_result(await opening(self.signs, stack))
+                await self.signs.ended.wait()
+        except Exception as error:  # the border to the SDK, whose transports raise what they like, and groups of it
+            self._fault = _first(error)
+        finally:
+            self.signs.ended.set()
+            self._client.cancel()
+
+    @property
+    def is_open(self) -> bool:
+        return self._client.done() and not self._client.cancelled() and not self.signs.ended.is_set() and not self.signs.is_expired
+
+    async def tools(self) -> list[Tool]:
+        """Gives the server's own description of its tools, once it is up. Errors: McpError and whatever the SDK raises."""
+        either: list[asyncio.Future[Any]] = [self._client, self._work]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._client.done() or self._client.cancelled():
+            raise self._fault or ConnectionError("it ended")
+        self.signs.is_stale = False
+        client, found = self._client.result(), []
+        cursor: str | None = None
+        for _ in range(MAX_PAGES):
+            page = await client.list_tools(cursor=cursor)
+            found += page.tools
+            cursor = page.next_cursor
+            if cursor is None or len(found) >= MAX_TOOLS:
+                break
+        return found[:MAX_TOOLS]
+
+    async def call(self, name: str, arguments: dict[str, Any], timeout: float) -> CallToolResult:
+        """Calls a tool, once; what is told of its progress gives it its time anew. Cancelling it, or its timeout, is told to the server.
+
+        Errors: Lost, ToolError.
+        """
+        loop = asyncio.get_running_loop()
+        self._calls += 1
+        try:
+            async with asyncio.timeout(timeout) as limit:
+
+                async def go_on(progress: float, total: float | None, message: str | None) -> None:
+                    limit.reschedule(loop.time() + timeout)
+
+                return await self._client.result().call_tool(name, arguments, progress_callback=go_on)
+        except TimeoutError:
+            raise ToolError(f"{name} did not answer within {timeout:g} s; it was cancelled, and may have run in part.") from None
+        except asyncio.CancelledError:
+            if not self._client.cancelled():  # else it is not we who are cancelled: the connection has just ended
+                raise
+            raise Lost("it ended", is_unsent=True) from None
+        except Exception as error:  # the border, as above
+            raise await self._told(name, error) from error
+        finally:
+            self._calls -= 1
+
+    async def _told(self, name: str, error: Exception) -> Exception:
+        if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
+            if self.signs.is_expired:
+                return Lost("its session was over", is_unsent=True)
+            return ToolError(f"{name} failed: {reason(error)}.")
+        if not isinstance(error, MCPError) and not self.signs.ended.is_set():
+            return ToolError(f"{name} failed: {reason(error)}.")
+        if self.signs.ended.is_set():
+            await asyncio.wait([self._work], timeout=END_TIME)  # it knows why
+        # With one call at work, that is the last message sent; with more, it is not known which of them has got through.
+        is_unsent = self._calls == 1 and (isinstance(self._fault, UNSENT) or self.signs.is_expired or self.signs.said.is_unread)
+        return Lost(reason(self._fault or error), is_unsent=is_unsent)
+
+    async def end(self) -> None:
+        """Lets the server go, and ends its processes."""
+        self.signs.ended.set()
+        if not self._client.done():
+            self._work.cancel()
+        await asyncio.wait([self._work], timeout=END_TIME)
+        if not self._work.done():
+            self._work.cancel()
+            await asyncio.wait([self._work], timeout=END_TIME)
+
+
+def reason(error: BaseException) -> str:
+    """Gives in words what went wrong."""
+    error = _first(error)
+    return (str(error) or type(error).__name__)[:300].rstrip(".")
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
