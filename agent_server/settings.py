@@ -14,7 +14,7 @@ from agent_server.errors import SettingsError
 CREDENTIAL_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 """Variables whose values are secrets, by the end of their (upper-case) names."""
 
-_NAMED_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL", "SNAPSHOT_URL"})
+_NAMED_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL", "SNAPSHOT_URL", "VERTEXAI_CREDENTIALS", "SNOWFLAKE_JWT"})
 
 COMMAND_VARIABLES = frozenset(
     (
@@ -61,6 +61,7 @@ class Settings(msgspec.Struct, frozen=True):
     provider: str
     base_url: str | None
     api_key: str | None
+    gateway: Literal["auto", "litellm"]
     integrations: tuple[str, ...] | None
     log_level: str
     log_format: Literal["console", "json"]
@@ -132,6 +133,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         provider=read.text("AGENT_PROVIDER", "openrouter"),
         base_url=read.optional("AGENT_BASE_URL"),
         api_key=read.optional("AGENT_API_KEY"),
+        gateway=read.choice("AGENT_GATEWAY", ("auto", "litellm"), "auto"),
         integrations=read.names("INTEGRATIONS") if "INTEGRATIONS" in environ else None,
         log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
         log_format=read.choice("LOG_FORMAT", ("console", "json"), "console"),

@@ -23,6 +23,7 @@ from agent_server.files.ignores import Ignores
 from agent_server.files.staging import Staging
 from agent_server.files.watch import Watches
 from agent_server.gateway.chat import ChatGateway
+from agent_server.gateway.litellm import LitellmGateway
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import ReplayGateway
 from agent_server.gateway.route import Gateways
@@ -102,11 +103,10 @@ def wire(settings: Settings, data: DataDirectory, secrets: Secrets, token_digest
 def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log: EventLog, tools: Mapping[str, Tool]) -> Surroundings:
     workspace = Workspace(settings.workspace, allow_outside=settings.allow_outside_workspace)
     processes = Processes(log, secrets, settings.command_environment(), data.outputs, data.identity.mark)
-    keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ, settings.cache_marks)
     return Surroundings(
         log=log,
         secrets=secrets,
-        gateway=Gateways(ChatGateway(keys, idle_timeout=settings.model_idle_timeout), ReplayGateway()),
+        gateway=_gateway(settings),
         processes=processes,
         workspace=workspace,
         outputs=data.outputs.resolve(),
@@ -117,6 +117,13 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         pause=Pause(),
         windows=Windows(settings.context_tokens),
     )
+
+
+def _gateway(settings: Settings) -> Gateways:
+    keys = ProviderSettings(settings.base_url, settings.api_key, settings.environ, settings.cache_marks)
+    chat = ChatGateway(keys, idle_timeout=settings.model_idle_timeout)
+    litellm = LitellmGateway(keys, idle_timeout=settings.model_idle_timeout)
+    return Gateways(keys, chat, litellm, ReplayGateway(), settings.gateway)
 
 
 def _checkpoints(settings: Settings, data: DataDirectory, around: Surroundings, reaper: Reaper) -> Checkpoints:

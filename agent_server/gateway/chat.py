@@ -9,9 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from agent_server.gateway import Completion, Delta, Fault, ModelError, ModelOptions
+from agent_server.gateway import Delta, Fault, ModelError, ModelOptions
 from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
@@ -74,7 +72,7 @@ class ChatGateway:
         last, completion = answer.end()
         for delta in last:
             yield delta
-        yield await self._priced(endpoint, completion)
+        yield await self._prices.priced(endpoint.provider, endpoint.model, completion)
 
     async def close(self) -> None:
         """Closes the connections; a later call would open new ones."""
@@ -112,13 +110,6 @@ class ChatGateway:
             if self._transport is None:
                 self._transport = await asyncio.to_thread(_make_transport, self._idle_timeout)
             return self._transport
-
-    async def _priced(self, endpoint: Endpoint, completion: Completion) -> Completion:
-        usage = completion.usage
-        if usage.cost is not None or not (usage.prompt or usage.completion):
-            return completion
-        price = await self._prices.lookup(endpoint.provider, endpoint.model)
-        return msgspec.structs.replace(completion, usage=msgspec.structs.replace(usage, cost=price.cost(usage) if price else None))
 
 
 def _make_transport(idle_timeout: float) -> "Transport":

@@ -93,6 +93,8 @@ def _classify(status: int, part: ErrorPart, said: str) -> Fault:
     code = f"{part.code} {part.type}"
     if status == 403 and ("moderation" in said.lower() or "reasons" in (part.metadata or {})):
         return Fault.BAD_REQUEST
+    if "api key not valid" in said.lower():  # Google's, with a 400
+        return Fault.AUTHENTICATION
     if status in (401, 402, 403) or (status == 429 and "insufficient_quota" in code):
         return Fault.AUTHENTICATION
     if status == 429:

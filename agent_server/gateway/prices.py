@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from agent_server.gateway import Completion
 from agent_server.messages import Usage
 
 TABLE = "model_prices_and_context_window_backup.json"
@@ -57,6 +58,14 @@ class PriceTable:
                 self._known.clear()
             self._known[provider, model] = price
         return self._known[provider, model]
+
+    async def priced(self, provider: str, model: str, completion: Completion) -> Completion:
+        """Gives a completion with its cost: the provider's own figure, else that of the table, else None."""
+        usage = completion.usage
+        if usage.cost is not None or not (usage.prompt or usage.completion):
+            return completion
+        price = await self.lookup(provider, model)
+        return msgspec.structs.replace(completion, usage=msgspec.structs.replace(usage, cost=price.cost(usage) if price else None))
 
 
 def read_price(provider: str, model: str) -> Price | None:

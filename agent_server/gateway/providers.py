@@ -74,7 +74,7 @@ def resolve(provider: str, model: str, settings: ProviderSettings) -> Endpoint:
     """
     if settings.base_url:
         # A provider's own key never goes to another's URL.
-        return Endpoint(_chat(settings.base_url), _usable(settings.api_key, "AGENT_API_KEY"), {}, model, COMPATIBLE)
+        return Endpoint(_chat(settings.base_url), usable(settings.api_key, "AGENT_API_KEY"), {}, model, COMPATIBLE)
     known = PROVIDERS.get(provider)
     if known is None:
         names = ", ".join((*PROVIDERS, "replay"))
@@ -94,13 +94,13 @@ def _chat(base_url: str) -> str:
 def _key(name: str, provider: Provider, environ: Mapping[str, str]) -> str | None:
     if provider.key is None:
         return None
-    key = _usable(environ.get(provider.key), provider.key)
+    key = usable(environ.get(provider.key), provider.key)
     if key is None:
         raise ModelError(Fault.AUTHENTICATION, f"Set {provider.key} to use provider {name}.")
     return key
 
 
-def _usable(key: str | None, variable: str) -> str | None:
+def usable(key: str | None, variable: str) -> str | None:
     """The key without the white space that copying leaves around it; None when nothing is left."""
     key = (key or "").strip()
     if key and not (key.isascii() and key.isprintable() and " " not in key):

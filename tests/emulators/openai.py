@@ -3,6 +3,7 @@
 A real server in a process of its own, which prints `{"port": N}` and then answers
 
     POST /v1/chat/completions   the next turn of the script
+    POST /raw/…                 the same, where it fails or has a `raw` body: for APIs of another form
     PUT  /script                a list of turns, one for each request, or of {"repeat": turn, "times": n}
     GET  /requests              what came, in order; DELETE forgets it
 
@@ -132,6 +133,8 @@ class Model:
                 await connection.answer(200, b"{}")
             case "POST", "/v1/chat/completions":
                 await self._complete(request, connection)
+            case "POST", path if path.startswith("/raw/"):
+                await self._complete(request, connection)
             case _:
                 await connection.answer(404, _error({"message": f"There is no {request.method} {request.path}."}))
 
@@ -143,8 +146,8 @@ class Model:
             record.answered_ns = time.monotonic_ns()
 
     async def _play(self, request: Request, connection: Connection) -> None:
-        body = msgspec.json.decode(request.body)
-        if self._is_strict and (text := complaint(body)):
+        body = {} if request.path.startswith("/raw/") else msgspec.json.decode(request.body)
+        if body and self._is_strict and (text := complaint(body)):
             await connection.answer(400, _error({"message": text, "type": "invalid_request_error"}))
             return
         turn = self._next()

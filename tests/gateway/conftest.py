@@ -1,9 +1,12 @@
+import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 
 import pytest
+import pytest_asyncio
 
 from agent_server.gateway import Completion, Delta, Gateway, ModelOptions
 from agent_server.gateway.chat import ChatGateway
+from agent_server.gateway.litellm_processes import Processes
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.messages import Message, Text, ToolSpec
 from tests.emulators.openai import OpenAIEmulator
@@ -49,3 +52,11 @@ async def gateway(emulator: OpenAIEmulator) -> AsyncIterator[ChatGateway]:
     gateway = ChatGateway(ProviderSettings(base_url=emulator.url, api_key="sk-secret-1"), idle_timeout=0.5)
     yield gateway
     await gateway.close()
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def processes() -> AsyncIterator[Processes]:
+    """litellm's one process for all tests: it takes seconds to start."""
+    processes = Processes({"PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"})
+    yield processes
+    await processes.close()

@@ -78,6 +78,7 @@ def test_every_provider_says_overflow_in_its_own_words(status: int, message: str
         (429, {"message": "Too many tokens for the context window"}, Fault.RATE_LIMIT),
         (403, {"message": "Input was flagged", "metadata": {"reasons": ["violence"]}}, Fault.BAD_REQUEST),
         (403, {"message": "Requires moderation"}, Fault.BAD_REQUEST),
+        (400, {"message": "API key not valid. Please pass a valid API key.", "code": 400}, Fault.AUTHENTICATION),
         (400, {"message": None, "code": None}, Fault.BAD_REQUEST),
     ],
 )

@@ -1,0 +1,136 @@
+"""Between chat completions and litellm: a request's body as arguments of `acompletion`, and its chunks as events of a stream.
+
+litellm is typed `Any` here: its own types are looser than what is read of them.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from agent_server.gateway import Fault, ModelError
+from agent_server.gateway.cache import LAST, MARK, mark
+from agent_server.gateway.chunks import ErrorPart
+from agent_server.gateway.faults import stream_error
+from agent_server.gateway.litellm_frames import Call, Target
+from agent_server.gateway.providers import Endpoint
+
+TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/", "cohere/")
+"""Models whose own form of a message has no place for the reasoning of chat completions, but for signed thoughts."""
+
+PREFIXES = re.compile(r"^(?:litellm\.\w+: |\w+(?:Error|Exception): |\w+Exception - )+")
+"""What litellm puts before a provider's words."""
+
+
+def arguments(call: Call) -> dict[str, Any]:
+    """The arguments of `litellm.acompletion`. It must not repeat anything by itself, nor wait longer than we do."""
+    body: dict[str, Any] = msgspec.json.decode(call.body)
+    target = call.target
+    messages = body.pop("messages")
+    if target.model.startswith(TRANSLATED):
+        messages = [_with_thoughts(message) for message in messages]
+    if _caches(target):
+        messages = marked(messages)
+    given = {"api_key": target.api_key, "api_base": target.api_base, "extra_headers": dict(target.headers)}
+    return {
+        **body,
+        **{name: value for name, value in given.items() if value},
+        "model": target.model,
+        "messages": messages,
+        "timeout": call.idle,
+        "num_retries": 0,
+        "max_retries": 0,
+    }
+
+
+def marked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gives the messages with marks for Anthropic's cache, as litellm takes them: on the system prompt and the last two that can be."""
+    found = list(messages)
+    left = LAST
+    for at in reversed(range(len(found))):
+        is_system = found[at]["role"] == "system"
+        if (is_system or left) and (one := _marked(found[at])) is not None:
+            found[at] = one
+            left -= not is_system
+    return found
+
+
+def _marked(message: dict[str, Any]) -> dict[str, Any] | None:
+    return {**message, "cache_control": MARK} if message["role"] == "tool" else mark(message)
+
+
+def event(chunk: Any, *, is_real: bool, block: int) -> tuple[bytes, int]:
+    """A chunk as an event of a chat completions stream, and the number of the next piece's block of thought.
+
+    A finish reason counts only where the provider has given one (`is_real`): at the end of a broken stream litellm makes one up.
+    """
+    if not chunk.choices:
+        return b"", block
+    choice = chunk.choices[0].model_dump(exclude_none=True)
+    delta = choice.get("delta") or {}
+    kept = {name: delta[name] for name in ("content", "refusal", "reasoning_content", "tool_calls") if delta.get(name)}
+    details = []
+    for thought in delta.get("thinking_blocks") or ():
+        details.append(_detail(thought, block))
+        # Nothing else tells where one block ends: its signature is its last piece.
+        block += bool(thought.get("signature") or thought.get("data"))
+    if details:
+        kept["reasoning_details"] = details
+    finish_reason = choice.get("finish_reason") if is_real else None
+    if not kept and not finish_reason:
+        return b"", block
+    return _data({"choices": [{"delta": kept, "finish_reason": finish_reason}]}), block
+
+
+def usage_event(usage: Any) -> bytes:
+    """litellm's sum of what the provider has said of its usage, as an event."""
+    return _data({"choices": [], "usage": usage.model_dump(exclude_none=True)})
+
+
+def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelError:
+    """What an exception of litellm's means of which nothing was seen on the wire: in an answer that it could not read, or before any."""
+    while (inner := getattr(error, "original_exception", None)) is not None:
+        error = inner
+    # What follows is litellm's own: the chunk that it could not read, and where in its code.
+    said = " ".join(PREFIXES.sub("", str(error)).partition("Traceback (")[0].split()) or type(error).__name__
+    status = getattr(error, "status_code", None)
+    if was_sent and (type(error).__name__ == "APIConnectionError" or not isinstance(status, int)):
+        return ModelError(Fault.BAD_RESPONSE, f"{endpoint.provider} sent what litellm cannot read: {said}"[:1000])
+    if not was_sent and "credentials" in said.lower():
+        return ModelError(Fault.AUTHENTICATION, f"{endpoint.provider}: {said}"[:1000])
+    if not isinstance(status, int):
+        return ModelError(Fault.BAD_REQUEST, f"litellm cannot call {endpoint.provider}: {said}"[:1000])
+    if not was_sent and status >= 500:
+        return ModelError(Fault.NETWORK, f"{endpoint.provider} was not reached: {said}"[:1000])
+    return stream_error(endpoint, ErrorPart(said, status))
+
+
+def _caches(target: Target) -> bool:
+    return target.provider == "anthropic" or (target.provider in ("bedrock", "vertex_ai", "azure_ai") and "claude" in target.model)
+
+
+def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose reasoning is as litellm takes it back: Anthropic refuses a tool call without the signed thought before it."""
+    blocks = list(_blocks(message.get("reasoning_details") or ()))
+    rest = {name: value for name, value in message.items() if name not in ("reasoning_details", "reasoning_content")}
+    return {**rest, "thinking_blocks": blocks} if blocks else rest
+
+
+def _blocks(details: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for detail in details:
+        if detail.get("type") == "reasoning.encrypted":
+            yield {"type": "redacted_thinking", "data": detail.get("data", "")}
+        elif detail.get("signature"):
+            yield {"type": "thinking", "thinking": detail.get("text") or "", "signature": detail["signature"]}
+
+
+def _detail(thought: Mapping[str, Any], block: int) -> dict[str, Any]:
+    if thought.get("type") == "redacted_thinking":
+        return {"type": "reasoning.encrypted", "data": thought.get("data"), "index": block}
+    signature = thought.get("signature") or None
+    return {"type": "reasoning.text", "text": thought.get("thinking") or "", "signature": signature, "index": block}
+
+
+def _data(value: Any) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"

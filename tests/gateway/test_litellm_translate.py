@@ -1,0 +1,78 @@
+from typing import Any
+
+import pytest
+
+from agent_server.gateway import Fault
+from agent_server.gateway.litellm_translate import failure, marked
+from agent_server.gateway.providers import Endpoint
+
+ENDPOINT = Endpoint("", "sk-secret", {}, "m", "anthropic")
+MARK = {"cache_control": {"type": "ephemeral"}}
+
+
+class APIConnectionError(Exception):
+    status_code = 500
+
+
+class APIError(Exception):
+    def __init__(self, message: str, status_code: int) -> None:
+        super().__init__(message)
+        self.status_code = status_code
+
+
+class MidStream(Exception):
+    def __init__(self, original: Exception) -> None:
+        super().__init__("wrapped")
+        self.original_exception = original
+
+
+@pytest.mark.parametrize(
+    ("error", "was_sent", "fault", "message"),
+    [
+        (APIError("litellm.BadRequestError: AnthropicException - No", 400), False, Fault.BAD_REQUEST, "anthropic 400: No"),
+        (MidStream(APIError("Overloaded", 529)), True, Fault.OVERLOADED, "anthropic 529: Overloaded"),
+        (MidStream(MidStream(APIError("Slow down", 429))), True, Fault.RATE_LIMIT, "anthropic 429: Slow down"),
+        (APIError("Not sk-secret", 401), False, Fault.AUTHENTICATION, "anthropic 401: Not [key]"),
+        (APIError("prompt is too long", 400), True, Fault.CONTEXT_OVERFLOW, "anthropic 400: prompt is too long"),
+        (APIConnectionError("litellm.APIConnectionError: Expecting value"), True, Fault.BAD_RESPONSE, "Expecting value"),
+        (ValueError("oops\nTraceback (most recent call last):\n  File"), True, Fault.BAD_RESPONSE, "cannot read: oops"),
+        (APIConnectionError("Name or service not known"), False, Fault.NETWORK, "anthropic was not reached: Name or service not known"),
+        (APIConnectionError("Unable to locate credentials"), False, Fault.AUTHENTICATION, "anthropic: Unable to locate credentials"),
+        (KeyError("x"), False, Fault.BAD_REQUEST, "litellm cannot call anthropic"),
+    ],
+)
+def test_an_exception_of_litellms_has_its_fault(error: Exception, was_sent: bool, fault: Fault, message: str) -> None:
+    failed = failure(ENDPOINT, error, was_sent=was_sent)
+    assert failed.fault is fault
+    assert message in failed.message
+    assert "Traceback" not in failed.message
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        ([], []),
+        ([{"role": "system", "content": "S"}], [{"role": "system", "content": [{"type": "text", "text": "S", **MARK}]}]),
+        ([{"role": "user", "content": ""}], [{"role": "user", "content": ""}]),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}]}],
+            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}, **MARK}]}],
+        ),
+        (
+            [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"},
+                {"role": "tool", "content": "c", "tool_call_id": "d"},
+            ],
+            [
+                {"role": "user", "content": [{"type": "text", "text": "a", **MARK}]},
+                {"role": "assistant", "content": "b"},
+                {"role": "tool", "content": "c", "tool_call_id": "d", **MARK},
+            ],
+        ),
+    ],
+)
+def test_the_cache_is_marked_after_the_prompt_and_at_the_end(messages: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    before = repr(messages)
+    assert marked(messages) == expected
+    assert repr(messages) == before
