@@ -36,6 +36,7 @@ from agent_server.ports import PortIndex, Ports
 from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.server import Server
+from agent_server.sessions.audience import Audience
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.session_index import SessionIndex
 from agent_server.sessions.sessions import Sessions
@@ -114,6 +115,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         mcp=McpServers(processes, workspace),
         configs=ToolConfigs(data.path / "tools"),
         pause=Pause(),
+        audience=Audience(settings.question_wait),
     )
 
 

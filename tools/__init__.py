@@ -10,9 +10,12 @@ import pkgutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
+
+Answers: TypeAlias = list[list[str]]
+"""To each question the labels that were chosen, or the user's own words."""
 
 MASK = "***REDACTED***"
 """What stands in every text where a secret stood. File tools refuse to write it (`refuse_mask`)."""
@@ -77,6 +80,12 @@ class ToolContext(Protocol):
         streamed as `tool.output` events. Cancellation: the whole process tree is dead before the error is raised.
         """
 
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        """Asks the user, and gives an answer to each question. A call that is repeated after a crash waits for the same answer.
+
+        Errors: ToolError when nobody answers.
+        """
+
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """Gives AGENTS.md (else CLAUDE.md) texts of the folders between the workspace and `path`, by path, that the
         conversation has not seen. A tool that shows them puts their paths into `details["instructions"]`."""
@@ -100,8 +109,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     def parameters(self) -> dict[str, Any]:
         """The arguments' JSON Schema, an object without references."""
         _, components = msgspec.json.schema_components([self.arguments])
-        schema = dict(components[self.arguments.__name__])
-        schema.pop("title", None)
+        schema: dict[str, Any] = _inlined(components[self.arguments.__name__], components)
         return schema
 
     def parse(self, arguments: str) -> Any:
@@ -117,6 +125,18 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
             return msgspec.convert(decoded, self.arguments, strict=False)
         except msgspec.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {error}. Call it again with arguments that fit its schema.") from error
+
+
+def _inlined(schema: Any, components: Mapping[str, Any]) -> Any:
+    """Gives a schema with what it refers to in place of the references."""
+    if isinstance(schema, list):
+        return [_inlined(each, components) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        schema = {**components[schema["$ref"].rpartition("/")[2]], **{name: value for name, value in schema.items() if name != "$ref"}}
+    kept = {name: value for name, value in schema.items() if not (name == "title" and isinstance(value, str))}
+    return {name: _inlined(value, components) for name, value in kept.items()}
 
 
 def refuse_mask(text: str) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from agent_server.calling.asking import ask_questions
 from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
 from agent_server.sessions.run import Caller
-from tools import MAX_BYTES, CommandResult, ToolError
+from tools import MAX_BYTES, Answers, CommandResult, ToolError
 
 
 class Context:
@@ -47,6 +49,9 @@ class Context:
     def _say(self, stream: str, chunk: str, offset: int, skipped: int) -> None:
         data = {"toolCallId": self._call.id, "stream": stream, "chunk": chunk, **({"skipped": skipped} if skipped else {})}
         self._caller.say(self._caller.draft("tool.output", data))
+
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        return await ask_questions(self._caller, self._call, questions)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)

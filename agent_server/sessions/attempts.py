@@ -17,6 +17,7 @@ from agent_server.agents import Agent
 from agent_server.calling import custom
 from agent_server.calling.calls import interrupted
 from agent_server.calling.custom import CustomTool, McpConfig, Offered
+from agent_server.calling.permissions import parse_rules, read_rules
 from agent_server.calling.schema import compile_schema
 from agent_server.commands.execution import Owner
 from agent_server.commands.processes import finish
@@ -26,7 +27,7 @@ from agent_server.gateway import ModelOptions
 from agent_server.mcp.client import McpUnavailable
 from agent_server.messages import Message, Text
 from agent_server.prompts import system_prompt
-from agent_server.sessions import conversation, tasks
+from agent_server.sessions import conversation, tasks, waits
 from agent_server.sessions.endings import GivenUp, failed, failure
 from agent_server.sessions.loop import work
 from agent_server.sessions.run import Paused, Run, Surroundings
@@ -94,7 +95,10 @@ class Attempts:
         if task.ended is not None:
             return  # all but the news of its end was written when the log broke off
         if task.started is None:
-            await self._log.append(*await self._first(task), Draft("task.started", {}, task.session_id, task_id))
+            # For the whole task: what the agent makes of the file meanwhile changes nothing.
+            permission = await asyncio.to_thread(read_rules, self._around.workspace.root)
+            began = {"permission": permission} if permission is not None else {}
+            await self._log.append(*await self._first(task), Draft("task.started", began, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
         else:
             remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
@@ -217,8 +221,11 @@ class Attempts:
         output = await compile_schema(schema) if schema is not None else None
         begun, requested = await self._unfinished(task) if task.started is not None else (set(), set())
         state = await conversation.load(self._log, task.session_id)
+        asked = await waits.load(self._log, task.task_id)
+        (began,) = await self._log.read(task_id=task.task_id, types=("task.started",))
         for event in active.arrived:
             state.apply(event)
+            asked.apply(event)
         return Run(
             task=task,
             conversation=state,
@@ -232,6 +239,9 @@ class Attempts:
             is_draining=self._is_draining,
             slot=active.slot,
             output=output,
+            rules=parse_rules(began.data.get("permission")),
+            is_plan=given.get("mode") == "plan",
+            waits=asked,
             begun=begun,
             requested=requested,
         )

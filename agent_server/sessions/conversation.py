@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agent_server.calling import plan
 from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.messages import Image, Message, Part, Text, ToolCall
@@ -43,7 +44,8 @@ class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown; `steps`, `cost`
-    (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
+    (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's; `allowed` are
+    the permissions and patterns that a client has allowed for good.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -54,6 +56,7 @@ class Conversation:
         self.began: Mapping[str, Any] | None = None
         self.entries: list[Entry] = []
         self.instructions: set[str] = set()
+        self.allowed: set[tuple[str, str]] = set()
         self.steps = 0
         self.corrections = 0
         self.usage: Mapping[str, Any] = {}
@@ -62,6 +65,8 @@ class Conversation:
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
+        self._plans: set[str] = set()  # the tasks in plan mode
+        self._is_plan = False
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -119,6 +124,9 @@ class Conversation:
         if (schema := event.data.get("outputSchema")) is not None:
             content = (*content, Text("\n\n" + ANSWER.format(msgspec.json.encode(schema, order="sorted").decode())))
         task_id = event.task_id or ""
+        if event.data.get("mode") == "plan":
+            content = (*content, Text("\n\n" + plan.PROMPT))
+            self._plans.add(task_id)
         self._prompts[task_id] = Entry(prompt_id(task_id), Message("user", content), event.time, task_id)
 
     def _started(self, event: Event) -> None:
@@ -127,7 +135,12 @@ class Conversation:
         self._task_id = task_id
         self.steps, self.corrections, self.cost = 0, 0, 0.0
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
-        self.entries.append(self._prompts.pop(task_id, blank))
+        entry = self._prompts.pop(task_id, blank)
+        if self._is_plan and task_id not in self._plans:
+            message = msgspec.structs.replace(entry.message, content=(*entry.message.content, Text("\n\n" + plan.OVER)))
+            entry = msgspec.structs.replace(entry, message=message)
+        self._is_plan = task_id in self._plans
+        self.entries.append(entry)
 
     def _came(self, event: Event) -> None:
         task_id, message_id = event.task_id or "", event.data["messageId"]
@@ -160,6 +173,10 @@ class Conversation:
         if self._open.pop(call_id, None) is not None:
             self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
         self.instructions.update(event.data.get("details", {}).get("instructions", ()))
+
+    def _replied(self, event: Event) -> None:
+        if event.data["response"] == "always":
+            self.allowed.update((each["permission"], each["pattern"]) for each in event.data.get("always", ()))
 
     def _compacted(self, event: Event) -> None:
         until = event.data["replaces"]["untilMessageId"]
@@ -200,6 +217,7 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "message.added": Conversation._came,
     "message.completed": Conversation._answered,
     "tool.finished": Conversation._returned,
+    "permission.replied": Conversation._replied,
     "task.created": Conversation._accepted,
     "task.started": Conversation._started,
     "task.completed": Conversation._ended,

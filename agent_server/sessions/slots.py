@@ -11,6 +11,8 @@ class Slot:
     def __init__(self, places: asyncio.Semaphore) -> None:
         self._places = places
         self._is_held = False
+        self._leaving = 0
+        self._taking = asyncio.Lock()  # of several that come back one takes it
 
     async def take(self) -> None:
         await self._places.acquire()
@@ -24,7 +26,19 @@ class Slot:
 
     @asynccontextmanager
     async def left(self) -> AsyncIterator[None]:
-        """Leaves the place while the context lasts. Cancellation: it is not taken again then."""
+        """Leaves the place while the context lasts, or several that overlap. Cancellation: it is not taken again then."""
+        self._leaving += 1
         self.leave()
-        yield
-        await self.take()
+        try:
+            yield
+        finally:
+            self._leaving -= 1
+        async with self._taking:
+            if self._is_needed:
+                await self.take()
+        if self._leaving:  # somebody else waits again
+            self.leave()
+
+    @property
+    def _is_needed(self) -> bool:
+        return not (self._leaving or self._is_held)

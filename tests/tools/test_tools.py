@@ -12,8 +12,8 @@ MAX_SCHEMAS = 6 * 1024
 
 
 def test_every_file_is_a_tool() -> None:
-    assert sorted(TOOLS) == ["bash", "edit", "glob", "grep", "list", "read", "write"]
-    assert {tool.name for tool in TOOLS.values() if tool.read_only} == {"read", "glob", "grep", "list"}
+    assert sorted(TOOLS) == ["bash", "edit", "glob", "grep", "list", "question", "read", "write"]
+    assert {tool.name for tool in TOOLS.values() if tool.read_only} == {"read", "glob", "grep", "list", "question"}
 
 
 @pytest.mark.parametrize("tool", TOOLS.values(), ids=list(TOOLS))
