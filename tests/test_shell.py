@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.shell import MAX_SCRIPT, UNKNOWN, commands
+from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.shell import MAX_SCRIPT, commands
 
 RM = "rm -rf x"
 

@@ -14,6 +14,8 @@ from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from tools._schema import schema_of
+
 Answers: TypeAlias = list[list[str]]
 """To each question the labels that were chosen, or the user's own words."""
 
@@ -108,9 +110,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def parameters(self) -> dict[str, Any]:
         """The arguments' JSON Schema, an object without references."""
-        _, components = msgspec.json.schema_components([self.arguments])
-        schema: dict[str, Any] = _inlined(components[self.arguments.__name__], components)
-        return schema
+        return schema_of(self.arguments)
 
     def parse(self, arguments: str) -> Any:
         """Validates a call's raw JSON arguments; a number given as a string is accepted.
@@ -125,18 +125,6 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
             return msgspec.convert(decoded, self.arguments, strict=False)
         except msgspec.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {error}. Call it again with arguments that fit its schema.") from error
-
-
-def _inlined(schema: Any, components: Mapping[str, Any]) -> Any:
-    """Gives a schema with what it refers to in place of the references."""
-    if isinstance(schema, list):
-        return [_inlined(each, components) for each in schema]
-    if not isinstance(schema, dict):
-        return schema
-    if "$ref" in schema:
-        schema = {**components[schema["$ref"].rpartition("/")[2]], **{name: value for name, value in schema.items() if name != "$ref"}}
-    kept = {name: value for name, value in schema.items() if not (name == "title" and isinstance(value, str))}
-    return {name: _inlined(value, components) for name, value in kept.items()}
 
 
 def refuse_mask(text: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from agent_server.calling.shell import UNKNOWN, commands
+from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
 from agent_server.workspace_config import ConfigInvalid, read
 

@@ -74,9 +74,9 @@ class Calls:
 
     @property
     def tools(self) -> Mapping[str, Tool]:
-        """The tools that this instance's agent has, by name."""
+        """The tools that this instance's agent has, by name, without the one that asks its user."""
         allowed = self._agent.tools
-        return {name: tool for name, tool in self._around.tools.items() if allowed is None or name in allowed}
+        return {name: tool for name, tool in self._around.tools.items() if name != "question" and (allowed is None or name in allowed)}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ends in the log what a killed server left open, then holds the calls until `stop` is set."""

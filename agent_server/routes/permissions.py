@@ -10,13 +10,14 @@ from starlette.responses import Response
 
 from agent_server.errors import InvalidRequest
 from agent_server.events import Event
+from agent_server.events.log import EventLog
 from agent_server.http import Endpoint, reply
 from agent_server.server import server_of
 from agent_server.sessions import session_index, tasks, waits
 from agent_server.wire import timestamp
 
 MAX_TASKS = 1_000
-"""Tasks of one session whose requests are looked at: more cannot be queued."""
+"""Tasks whose requests are looked at: more cannot be queued."""
 
 MAX_ANSWER = 10_000
 """Characters of a message, or of one answer: a model is to read it."""
@@ -101,19 +102,27 @@ class QuestionAnswered(msgspec.Struct, frozen=True, rename="camel"):
 
 
 async def list_permissions(request: Request) -> Response:
-    return reply(request, {"permissions": await _open(request, "permission.requested")})
+    return reply(request, {"permissions": await _open_of_session(request, "permission.requested")})
 
 
 async def list_questions(request: Request) -> Response:
-    return reply(request, {"questions": await _open(request, "question.asked")})
+    return reply(request, {"questions": await _open_of_session(request, "question.asked")})
 
 
-async def _open(request: Request, kind: str) -> list[dict[str, Any]]:
+async def list_all(request: Request) -> Response:
+    return reply(request, {"permissions": await _open(server_of(request).log, "permission.requested", None)})
+
+
+async def _open_of_session(request: Request, kind: str) -> list[dict[str, Any]]:
     log, session_id = server_of(request).log, request.path_params["session_id"]
     await session_index.find(log, session_id)
+    return await _open(log, kind, session_id)
+
+
+async def _open(log: EventLog, kind: str, session_id: str | None) -> list[dict[str, Any]]:
     found: list[Event] = []
     for task in await tasks.find_all(log, status="processing", session_id=session_id, limit=MAX_TASKS):
-        if task.started is not None:
+        if task.phase == "waiting":
             found += (await waits.load(log, task.task_id)).open.values()
     return [_shown(event) for event in sorted(found, key=lambda event: event.seq) if event.type == kind]
 
@@ -160,6 +169,7 @@ def _check(answers: Sequence[Sequence[str]], questions: Sequence[Mapping[str, An
 
 
 ROUTES = (
+    Endpoint("GET", "/permissions", list_all, "List the calls of all sessions that wait for a permission", replies={200: PermissionList}),
     Endpoint(
         "GET",
         "/sessions/{session_id}/permissions",

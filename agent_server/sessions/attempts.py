@@ -95,8 +95,7 @@ class Attempts:
         if task.ended is not None:
             return  # all but the news of its end was written when the log broke off
         if task.started is None:
-            # For the whole task: what the agent makes of the file meanwhile changes nothing.
-            permission = await asyncio.to_thread(read_rules, self._around.workspace.root)
+            permission = await self._rules(task)
             began = {"permission": permission} if permission is not None else {}
             await self._log.append(*await self._first(task), Draft("task.started", began, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
@@ -113,6 +112,19 @@ class Attempts:
                 raise
             raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
         await finish(self._complete(run, answer))
+
+    async def _rules(self, task: Task) -> Any:
+        """Gives the rules of a task that begins, for as long as it lasts: what the agent makes of the file meanwhile changes nothing.
+
+        A subagent has those of the task that it works for. Errors: InvalidRequest.
+        """
+        if (parent_id := task.given.get("parentTaskId")) is not None:
+            return await self._recorded_rules(parent_id)
+        return await asyncio.to_thread(read_rules, self._around.workspace.root)
+
+    async def _recorded_rules(self, task_id: str) -> Any:
+        (began,) = await self._log.read(task_id=task_id, types=("task.started",))
+        return began.data.get("permission")
 
     async def settle(self, task_id: str, active: Active, work: "asyncio.Task[None]") -> None:
         """Waits for an attempt and writes down how it failed, if it did. Errors: LogUnavailable."""
@@ -222,7 +234,7 @@ class Attempts:
         begun, requested = await self._unfinished(task) if task.started is not None else (set(), set())
         state = await conversation.load(self._log, task.session_id)
         asked = await waits.load(self._log, task.task_id)
-        (began,) = await self._log.read(task_id=task.task_id, types=("task.started",))
+        rules = parse_rules(await self._recorded_rules(task.task_id))
         for event in active.arrived:
             state.apply(event)
             asked.apply(event)
@@ -239,7 +251,7 @@ class Attempts:
             is_draining=self._is_draining,
             slot=active.slot,
             output=output,
-            rules=parse_rules(began.data.get("permission")),
+            rules=rules,
             is_plan=given.get("mode") == "plan",
             waits=asked,
             begun=begun,

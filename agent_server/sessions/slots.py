@@ -26,13 +26,22 @@ class Slot:
 
     @asynccontextmanager
     async def left(self) -> AsyncIterator[None]:
-        """Leaves the place while the context lasts, or several that overlap. Cancellation: it is not taken again then."""
+        """Leaves the place while the context lasts, or several that overlap. Cancellation: it is not taken again then; after any
+        other error it is."""
         self._leaving += 1
         self.leave()
+        is_cancelled = False
         try:
             yield
+        except asyncio.CancelledError:
+            is_cancelled = True
+            raise
         finally:
             self._leaving -= 1
+            if not is_cancelled:
+                await self._come_back()
+
+    async def _come_back(self) -> None:
         async with self._taking:
             if self._is_needed:
                 await self.take()

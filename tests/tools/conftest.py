@@ -6,10 +6,11 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tools import MAX_BYTES, CommandResult, ToolContext, ToolError
+from tools import MAX_BYTES, Answers, CommandResult, ToolContext, ToolError
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class LocalContext:
         head, tail = output[: limit // 2], output[-(limit // 2) :]
         left_out = len(output) - len(head) - len(tail)
         return f"{head.decode('utf-8', 'replace')}\n[... {left_out} bytes left out ...]\n{tail.decode('utf-8', 'replace')}", file
+
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        raise ToolError("Nobody is there.")
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions
