@@ -1,6 +1,7 @@
 """Permissions: rules that let calls run, refuse them, or have a client asked."""
 
 import json
+import os
 import threading
 from typing import Any
 
@@ -291,6 +292,14 @@ def test_rules_that_cannot_be_understood_fail_the_task(agent: ServerProcess, mod
     assert not model.requests()
     rule(agent, "allow")
     assert agent.post("/run", {"prompt": "go"}).status_code == 200
+
+
+def test_a_pipe_in_place_of_the_file_holds_nothing(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "never"})
+    os.mkfifo(agent.workspace / "opencode.json")
+    reply = agent.post("/run", {"prompt": "go"})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+    assert not model.requests()
 
 
 def test_tools_of_the_client_go_by_the_rules_too(agent: ServerProcess, model: OpenAIEmulator) -> None:

@@ -16,7 +16,7 @@ import msgspec
 from agent_server.calling.programs import UNKNOWN
 from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
-from agent_server.workspace_config import ConfigInvalid, read
+from agent_server.workspace_config import NAMES, ConfigInvalid, read
 
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
@@ -97,6 +97,9 @@ def read_rules(root: Path) -> Any:
 
     Errors: InvalidRequest that names what cannot be understood: nothing is allowed by a mistake.
     """
+    for path in (root / name for name in NAMES):
+        if path.exists() and not path.is_file():  # a pipe could keep its reader for ever
+            raise InvalidRequest(f"The permissions of this workspace cannot be read: {path.name} is no file. Mend it.", path="permission")
     try:
         value = read(root).get("permission")
     except ConfigInvalid as error:

@@ -6,6 +6,7 @@ from typing import Any
 from agent_server.errors import NotFound
 from agent_server.events import Event
 from agent_server.events.log import EventLog
+from agent_server.events.store import COLUMNS, event_of
 
 ASKING = {"permission.requested": "permissionId", "question.asked": "questionId"}
 ANSWERING = {"permission.replied": "permissionId", "question.answered": "questionId"}
@@ -29,6 +30,7 @@ class Waits:
             self.answers[event.data["toolCallId"]] = event.data
         elif event.type == "tool.finished":
             self.open.pop(event.data["toolCallId"], None)
+            self.answers.pop(event.data["toolCallId"], None)
 
 
 async def load(log: EventLog, task_id: str) -> Waits:
@@ -39,18 +41,14 @@ async def load(log: EventLog, task_id: str) -> Waits:
     return waits
 
 
-async def asked(log: EventLog, session_id: str, kind: str) -> list[Event]:
-    """Gives the requests of this type that a session's tasks have made."""
-    return await log.read(session_id=session_id, types=(kind,))
-
-
 async def find(log: EventLog, session_id: str, kind: str, request_id: str) -> Event:
-    """Gives one request. Errors: NotFound."""
-    for event in await asked(log, session_id, kind):
-        if event.data[ASKING[kind]] == request_id:
-            return event
+    """Gives a request of this type that a task of the session has made. Errors: NotFound."""
+    own = "task_id IN (SELECT task_id FROM tasks WHERE session_id = ?)"
+    statement = f"SELECT {COLUMNS} FROM events WHERE {own} AND type = ? AND json_extract(data, ?) = ?"
+    values = (session_id, kind, f"$.{ASKING[kind]}", request_id)
+    rows = await log.query(lambda db: db.execute(statement, values).fetchall())
+    if rows:
+        return event_of(rows[0])
     noun = kind.partition(".")[0]
-    raise NotFound(
-        f"The session has no {noun} {request_id[:128]}; GET /sessions/{{id}}/{noun}s lists the open ones.",
-        details={ASKING[kind]: request_id},
-    )
+    told = f"The session has no {noun} {request_id[:128]}; GET /sessions/{{id}}/{noun}s lists the open ones."
+    raise NotFound(told, details={ASKING[kind]: request_id})
