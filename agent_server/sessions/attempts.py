@@ -54,13 +54,14 @@ class Checkpoints(Protocol):
 
 class Active(msgspec.Struct):
     """A task that is being worked on. `ended` is set when the worker has let go of it; `arrived` holds events that others
-    have added for it before there was a run to take them."""
+    have added for it before there was a run to take them; `rules` are its permissions, as its start has them."""
 
     slot: Slot
     work: "asyncio.Task[None] | None" = None
     run: Run | None = None
     is_cancelled: bool = False
     arrived: list[Event] = msgspec.field(default_factory=list)
+    rules: Any = None
     ended: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     def stop(self) -> None:
@@ -95,11 +96,12 @@ class Attempts:
         if task.ended is not None:
             return  # all but the news of its end was written when the log broke off
         if task.started is None:
-            permission = await self._rules(task)
-            began = {"permission": permission} if permission is not None else {}
+            active.rules = await self._rules(task)
+            began = {"permission": active.rules} if active.rules is not None else {}
             await self._log.append(*await self._first(task), Draft("task.started", began, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
         else:
+            active.rules = await self._recorded_rules(task_id)
             remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
         try:
             async with self._around.pause.clock.timeout(max(remaining, 0)) as deadline:
@@ -233,8 +235,7 @@ class Attempts:
         output = await compile_schema(schema) if schema is not None else None
         begun, requested = await self._unfinished(task) if task.started is not None else (set(), set())
         state = await conversation.load(self._log, task.session_id)
-        asked = await waits.load(self._log, task.task_id)
-        rules = parse_rules(await self._recorded_rules(task.task_id))
+        asked = await waits.load(self._log, task.task_id) if task.started is not None else waits.Waits()
         for event in active.arrived:
             state.apply(event)
             asked.apply(event)
@@ -251,7 +252,7 @@ class Attempts:
             is_draining=self._is_draining,
             slot=active.slot,
             output=output,
-            rules=rules,
+            rules=parse_rules(active.rules),
             is_plan=given.get("mode") == "plan",
             waits=asked,
             begun=begun,
