@@ -106,6 +106,10 @@ class Metrics:
     def _waited(self, event: Event) -> None:
         self._phases[event.task_id or ""] = "waiting"
 
+    def _answered(self, event: Event) -> None:
+        if event.data.get("awaited") == 0:
+            self._ran(event)
+
     def _finished(self, event: Event) -> None:
         self._phases.pop(event.task_id or "", None)
         self._ended[event.type.removeprefix("task."), event.data.get("phase", "done")] += 1
@@ -117,6 +121,10 @@ _FOLDS: Mapping[str, Callable[[Metrics, Event], None]] = {
     "step.started": Metrics._ran,
     "task.retrying": Metrics._retried,
     "tool.requested": Metrics._waited,
+    "permission.requested": Metrics._waited,
+    "permission.replied": Metrics._answered,
+    "question.asked": Metrics._waited,
+    "question.answered": Metrics._answered,
     "message.completed": Metrics._asked,
     "session.compacted": Metrics._asked,
     "compaction.failed": Metrics._asked,

@@ -66,6 +66,7 @@ class Settings(msgspec.Struct, frozen=True):
     log_level: str
     log_format: Literal["console", "json"]
     shutdown_grace: float
+    question_wait: float
     max_concurrent_tasks: int
     allowed_hosts: tuple[str, ...]
     allowed_origins: tuple[str, ...]
@@ -138,6 +139,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         log_level=read.choice("LOG_LEVEL", ("DEBUG", "INFO", "WARNING", "ERROR"), "INFO"),
         log_format=read.choice("LOG_FORMAT", ("console", "json"), "console"),
         shutdown_grace=read.number("SHUTDOWN_GRACE_MS", 10_000, 0, 3_600_000) / 1000,
+        question_wait=read.number("QUESTION_WAIT_MS", 60_000, 0, 86_400_000) / 1000,
         max_concurrent_tasks=read.number("MAX_CONCURRENT_TASKS", 8, 1, 1_000),
         allowed_hosts=tuple(name.lower() for name in read.names("ALLOWED_HOSTS")),
         allowed_origins=read.names("ALLOWED_ORIGINS"),

@@ -45,7 +45,7 @@ def source(event: Event) -> str:
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
-    nouns = ("step", "message", "reasoning", "session", "context", "compaction", "checkpoint", "revert")
+    nouns = ("step", "message", "reasoning", "session", "context", "compaction", "checkpoint", "revert", "permission", "question")
     return "task" if noun in nouns else noun
 
 
@@ -122,6 +122,10 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "session.deleted": lambda d: "session deleted",
     "tool.started": _call,
     "tool.requested": lambda d: f"the client is to run {_call(d)}",
+    "permission.requested": lambda d: f"may this be done? {_call(d)}",
+    "permission.replied": lambda d: f"answered {d['response']}: {d.get('tool', '')}",
+    "question.asked": lambda d: " ".join(each["question"] for each in d["questions"]),
+    "question.answered": lambda d: "no answer" if d.get("rejected") else "; ".join(", ".join(chosen) for chosen in d["answers"]),
     "tool.output": lambda d: str(d["chunk"]),
     "tool.finished": lambda d: f"{d['tool']} {'failed' if d.get('isError') else 'done'} after {d['duration_ms']} ms",
     "process.started": lambda d: str(d["command"]),

@@ -38,6 +38,7 @@ from agent_server.ports import PortIndex, Ports
 from agent_server.proxy.proxy import Proxy
 from agent_server.redaction import Secrets
 from agent_server.server import Server
+from agent_server.sessions.audience import Audience
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.session_index import SessionIndex
 from agent_server.sessions.sessions import Sessions
@@ -116,6 +117,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         configs=ToolConfigs(data.path / "tools"),
         pause=Pause(),
         windows=Windows(settings.context_tokens),
+        audience=Audience(settings.question_wait),
     )
 
 

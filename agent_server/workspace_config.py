@@ -3,7 +3,9 @@
 This reads the file; what a part of it means is the business of whoever asks for it. Keys that nobody asks for are skipped.
 """
 
+import os
 import re
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ def read(root: Path) -> dict[str, Any]:
     """Gives the settings of a workspace; empty when it has none. Blocks. Errors: ConfigInvalid."""
     for name in NAMES:
         try:
-            with (root / name).open("rb") as file:
+            with open(root / name, "rb", opener=_open) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ConfigInvalid(f"{name} is no regular file.")
                 content = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             continue
@@ -36,6 +40,10 @@ def read(root: Path) -> dict[str, Any]:
             raise ConfigInvalid(f"{name} cannot be read: {error.strerror}.") from error
         return _parse(name, content)
     return {}
+
+
+def _open(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 def _parse(name: str, content: bytes) -> dict[str, Any]:

@@ -57,6 +57,8 @@ def test_every_route_is_in_it_and_says_what_it_is() -> None:
         "/sessions/{session_id}/todos",
         *("/files", "/files/stat", "/stat", "/files/tree", "/files/search", "/files/watch", "/files/archive"),
         *("/sessions/{session_id}/revert", "/sessions/{session_id}/unrevert"),
+        *("/permissions", "/sessions/{session_id}/permissions", "/sessions/{session_id}/permissions/{permission_id}"),
+        *("/sessions/{session_id}/questions", "/sessions/{session_id}/questions/{question_id}"),
         *("/snapshot", "/snapshots", "/snapshots/{snapshot}", "/snapshots/{snapshot}/archive", "/snapshots/{snapshot}/restore"),
         *("/instances", "/instances/{id}", "/instances/{id}/restart", "/instances/by_org_id/{org}", "/instances/status/{org}/{id}"),
         *("/instances/{org}/{id}/stdin", "/instances/{id}/fork", "/instances/{id}/volumes/{volume}", "/instances/{id}/{route}"),
@@ -279,6 +281,27 @@ def test_sessions_are_as_described_with_all_that_is_done_to_them(server: ServerP
     with server.client() as client:
         for _ in range(2):
             check("delete", "/sessions/{session_id}", client.delete("/sessions/described"))
+
+
+def test_permissions_and_questions_are_as_described(server: ServerProcess, model: OpenAIEmulator) -> None:
+    (server.workspace / "opencode.json").write_text('{"permission": {"write": "ask"}}')
+    write = {"name": "write", "arguments": {"filePath": "asked.txt", "content": "a\n"}}
+    question = {"name": "question", "arguments": {"questions": [{"question": "Why?", "options": [{"label": "So."}]}]}}
+    model.script({"tool_calls": [write, question]}, {"text": "Done."})
+    body = {"prompt": "go", "sessionId": "asking", "async": True, "mode": "build", "interactive": True}
+    task_id = check("post", "/run", server.post("/run", body))["taskId"]
+    server.wait_for(task_id, "permission.requested")
+    check("get", "/permissions", server.get("/permissions"))
+    for kind, given in (("permission", {"response": "once"}), ("question", {"answers": [["So."]]})):
+        server.wait_for(task_id, "permission.requested" if kind == "permission" else "question.asked")
+        path = f"/sessions/{{session_id}}/{kind}s"
+        (asked,) = check("get", path, server.get(f"/sessions/asking/{kind}s"))[f"{kind}s"]
+        for _ in range(2):
+            reply = server.post(f"/sessions/asking/{kind}s/{asked[f'{kind}Id']}", given)
+            check("post", f"{path}/{{{kind}_id}}", reply)
+        check("post", f"{path}/{{{kind}_id}}", server.post(f"/sessions/asking/{kind}s/none", given))
+    assert server.finish(task_id)["response"] == "Done."
+    (server.workspace / "opencode.json").unlink()
 
 
 def test_a_revert_is_as_described(server: ServerProcess, model: OpenAIEmulator) -> None:

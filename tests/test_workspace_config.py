@@ -1,3 +1,5 @@
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,8 @@ def test_what_is_no_object_is_refused_with_its_name(tmp_path: Path, text: str) -
         read(tmp_path)
 
 
-def test_a_folder_of_that_name_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "opencode.json").mkdir()
-    with pytest.raises(ConfigInvalid, match="directory"):
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "opencode.json")
+    with pytest.raises(ConfigInvalid, match=r"opencode\.json"):
         read(tmp_path)

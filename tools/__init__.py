@@ -16,6 +16,9 @@ import msgspec
 
 from tools._schema import schema_of
 
+Answers: TypeAlias = list[list[str]]
+"""To each question the labels that were chosen, or the user's own words."""
+
 MASK = "***REDACTED***"
 """What stands in every text where a secret stood. File tools refuse to write it (`refuse_mask`)."""
 
@@ -165,6 +168,12 @@ class ToolContext(Protocol):
         when it is made again after a crash.
 
         Errors: ToolError when there is nothing to resume, or nobody to delegate for. Cancellation: whoever ends the task ends it too.
+        """
+
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        """Asks the user, and gives an answer to each question. A call that is repeated after a crash waits for the same answer.
+
+        Errors: ToolError when nobody answers.
         """
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:

@@ -8,8 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
+from agent_server.calling.asking import given, permitted, wait_until
 from agent_server.calling.context import Context
 from agent_server.commands.output import make_room
 from agent_server.errors import AgentServerError
@@ -44,10 +43,10 @@ async def run_calls(run: Run) -> None:
             await _request(run, calls)
         elif kind == "reading":
             for at in range(0, len(calls), run.parallel):
-                await _run_side_by_side(run, await _unskipped(run, calls[at : at + run.parallel]))
+                await _run_side_by_side(run, await _cleared(run, calls[at : at + run.parallel]))
         elif kind == "delegating":
             for at in range(0, len(calls), MAX_SUBAGENTS):
-                await _run_subagents(run, await _unskipped(run, calls[at : at + MAX_SUBAGENTS]))
+                await _run_subagents(run, await _cleared(run, calls[at : at + MAX_SUBAGENTS]))
         else:
             for call in calls:
                 await run.around.pause.point()
@@ -74,6 +73,11 @@ async def _unskipped(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
     return [call for call in calls if call.id in begun]
 
 
+async def _cleared(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
+    """Gives the calls that are to run and may. Errors: Paused when the server stops while a client is asked."""
+    return await permitted(run, await _unskipped(run, calls))
+
+
 async def _run_subagents(run: Run, calls: Sequence[ToolCall]) -> None:
     """Waits for subagents, without a place of its own: those that the subagents need may be the only ones."""
     if not calls:
@@ -96,7 +100,7 @@ async def _run_side_by_side(run: Run, calls: Sequence[ToolCall], *, sync: bool =
         async with run.around.pause.aside(), asyncio.TaskGroup() as group:
             for call in calls:
                 group.create_task(_settle_beside(run, call))
-    except* LogUnavailable as errors:
+    except ExceptionGroup as errors:  # LogUnavailable or Paused: all else is a result
         raise errors.exceptions[0] from None
     run.begun.difference_update(call.id for call in calls)
 
@@ -110,14 +114,14 @@ async def _run_one(run: Run, call: ToolCall) -> None:
     if call.id in run.begun:
         await run.append(run.draft("tool.finished", interrupted(call, INTERRUPTED)))
         run.begun.discard(call.id)
-    elif await _unskipped(run, [call]):
+    elif await _cleared(run, [call]):
         await run.append(started(run, call, sync=call.name in run.tools))
         await settle(run, call)
 
 
 async def _request(run: Run, calls: Sequence[ToolCall]) -> None:
     """Asks the client to run these calls, and waits for their results, which `deliver` writes."""
-    for call in await _unskipped(run, calls):
+    for call in await _cleared(run, calls):
         if call.id in run.requested:
             continue
         try:
@@ -129,7 +133,7 @@ async def _request(run: Run, calls: Sequence[ToolCall]) -> None:
             run.requested.add(call.id)
             await run.append(started(run, call, kind="tool.requested", sync=True))
     if awaited(run, calls):
-        await _wait(run, calls)
+        await wait_until(run, lambda: not awaited(run, calls))
     run.requested.difference_update(call.id for call in calls)
 
 
@@ -140,26 +144,9 @@ def awaited(run: Run, calls: Sequence[ToolCall] | None = None) -> list[str]:
     return sorted(wanted & run.requested)
 
 
-async def _wait(run: Run, calls: Sequence[ToolCall]) -> None:
-    if run.is_draining():
-        raise Paused
-    run.is_waiting = True
-    try:
-        async with run.around.pause.aside(), run.slot.left():
-            while awaited(run, calls):
-                run.changed.clear()
-                await run.changed.wait()
-    finally:
-        run.is_waiting = False
-
-
 def started(caller: Caller, call: ToolCall, *, kind: str = "tool.started", sync: bool) -> Draft:
     """What the log says before a call runs."""
-    try:
-        given = msgspec.json.decode(call.arguments or "{}")
-    except (msgspec.DecodeError, RecursionError):
-        given = call.arguments
-    return caller.draft(kind, {"toolCallId": call.id, "tool": call.name, "input": given}, sync=sync)
+    return caller.draft(kind, {"toolCallId": call.id, "tool": call.name, "input": given(call)}, sync=sync)
 
 
 def _ended(call: ToolCall, output: str) -> dict[str, Any]:
@@ -210,6 +197,8 @@ async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResul
         if isinstance(error, LogUnavailable) and isinstance(tool, Tool) and tool.delegates:
             raise  # the subagent may have begun: the task finds it again when it goes on
         return ToolResult(f"Error: {error}", is_error=True)
+    except Paused:
+        raise
     except Exception as error:  # the border: a tool's fault must not end the task
         logger.exception("the tool %s failed", call.name)
         return ToolResult(f"Error: the tool itself failed ({type(error).__name__}); try another way.", is_error=True)

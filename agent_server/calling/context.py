@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from agent_server.calling.asking import ask_questions
 from agent_server.calling.background import Background
 from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
 from agent_server.sessions.conversation import remember
 from agent_server.sessions.run import Caller
-from tools import MAX_BYTES, Assignment, CommandResult, Outcome, ToolError
+from tools import MAX_BYTES, Answers, Assignment, CommandResult, Outcome, ToolError
 
 
 class Context:
@@ -58,6 +60,9 @@ class Context:
 
     async def delegate(self, assignment: Assignment) -> Outcome:
         return await self._caller.delegate(self._call, assignment)
+
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        return await ask_questions(self._caller, self._call, questions)
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self._caller.nested_instructions(path)

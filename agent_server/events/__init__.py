@@ -23,6 +23,7 @@ CONTEXT = frozenset(
         "message.added",
         "message.copied",
         "tool.finished",
+        "permission.replied",
         "session.compacted",
         "session.pruned",
         "compaction.failed",

@@ -77,8 +77,9 @@ class Calls:
 
     @property
     def tools(self) -> Mapping[str, Tool]:
-        """The tools that this instance's agent has, by name, without those that need a task of its own."""
-        return {name: tool for name, tool in self._around.tools.items() if self._agent.may_use(tool) and not tool.delegates}
+        """The tools that this instance's agent has, by name, without those that need a task of its own, or a user to ask."""
+        may_use = self._agent.may_use
+        return {name: tool for name, tool in self._around.tools.items() if may_use(tool) and not tool.delegates and name != "question"}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Ends in the log what a killed server left open, then holds the calls until `stop` is set."""

@@ -15,7 +15,7 @@ from agent_server.events import Event
 from agent_server.events.log import tail
 from agent_server.http import Endpoint, reply
 from agent_server.routes.tasks import EVENTS, ResumeQuery
-from agent_server.server import server_of
+from agent_server.server import Server, server_of
 from agent_server.streams import RETRY, resume_from, stream
 
 Level = Literal["DEBUG", "INFO", "WARNING", "ERROR"]
@@ -46,9 +46,15 @@ class LogReply(msgspec.Struct, frozen=True):
 
 
 async def events(request: Request, query: ResumeQuery) -> Response:
-    log = server_of(request).log
+    server = server_of(request)
     after = resume_from(request, query.after)
-    return stream(log.follow(after=log.newest if after is None else after, for_client=True))
+    return stream(_everything(server, server.log.newest if after is None else after))
+
+
+async def _everything(server: Server, after: int) -> AsyncIterator[Event]:
+    with server.sessions.around.audience.joined(None):
+        async for event in server.log.follow(after=after, for_client=True):
+            yield event
 
 
 async def logs(request: Request, query: LogQuery) -> Response:

@@ -87,6 +87,10 @@ class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
     output_schema: Annotated[dict[str, Any], Meta(description="a JSON Schema that the final answer must fit")] | None = None
     max_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
     max_cost: Annotated[float, Meta(gt=0, description="USD")] | None = None
+    mode: Annotated[Literal["build", "plan"], Meta(description="plan: the agent only reads, and answers with a plan")] = "build"
+    interactive: (
+        Annotated[bool, Meta(description="whether the client answers questions; else who follows the task's events counts")] | None
+    ) = None
 
 
 class Accepted(msgspec.Struct, frozen=True, rename="camel"):
@@ -195,6 +199,8 @@ async def _submission(server: Server, body: RunRequest) -> Submission:
         auto_tools=body.auto_tools,
         tools=tools,
         output_schema=body.output_schema,
+        mode=body.mode,
+        interactive=body.interactive,
     )
 
 
@@ -236,10 +242,11 @@ def _finished(request: Request, task: Task) -> Response:
 
 
 async def _until_end(server: Server, task: Task, after: int) -> AsyncIterator[Event]:
-    async for event in server.log.follow(after=after, task_id=task.task_id, for_client=True):
-        yield event
-        if event.type in TERMINAL:
-            return
+    with server.sessions.around.audience.joined(task.task_id):
+        async for event in server.log.follow(after=after, task_id=task.task_id, for_client=True):
+            yield event
+            if event.type in TERMINAL:
+                return
 
 
 async def list_tasks(request: Request, query: ListQuery) -> Response:

@@ -17,6 +17,7 @@ from agent_server.agents import SUBAGENTS, Agent
 from agent_server.calling import custom
 from agent_server.calling.calls import interrupted
 from agent_server.calling.custom import CustomTool, McpConfig, Offered
+from agent_server.calling.permissions import parse_rules, read_rules
 from agent_server.calling.schema import compile_schema
 from agent_server.commands.execution import Owner
 from agent_server.commands.processes import finish
@@ -26,7 +27,7 @@ from agent_server.gateway import ModelOptions
 from agent_server.mcp.client import Toolset
 from agent_server.messages import Message, Text
 from agent_server.prompts import system_prompt
-from agent_server.sessions import conversation, session_index, tasks
+from agent_server.sessions import conversation, session_index, tasks, waits
 from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import GivenUp, failed, failure
 from agent_server.sessions.loop import work
@@ -54,13 +55,14 @@ class Checkpoints(Protocol):
 
 class Active(msgspec.Struct):
     """A task that is being worked on. `ended` is set when the worker has let go of it; `arrived` holds events that others
-    have added for it before there was a run to take them."""
+    have added for it before there was a run to take them; `rules` are its permissions, as its start has them."""
 
     slot: Slot
     work: "asyncio.Task[None] | None" = None
     run: Run | None = None
     is_cancelled: bool = False
     arrived: list[Event] = msgspec.field(default_factory=list)
+    rules: Any = None
     ended: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     def stop(self) -> None:
@@ -99,9 +101,12 @@ class Attempts:
             return  # all but the news of its end was written when the log broke off
         agent = agent_named(await session_index.agent_of(self._log, task.session_id), self._agent)
         if task.started is None:
-            await self._log.append(*await self._first(task, agent), Draft("task.started", {}, task.session_id, task_id))
+            active.rules = await self._rules(task)
+            began = {"permission": active.rules} if active.rules is not None else {}
+            await self._log.append(*await self._first(task, agent), Draft("task.started", began, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
         else:
+            active.rules = await self._recorded_rules(task_id)
             remaining = task.given["timeout_ms"] / 1000 - await self._resume(task)
         try:
             async with self._around.pause.clock.timeout(max(remaining, 0)) as deadline:
@@ -115,6 +120,19 @@ class Attempts:
                 raise
             raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
         await finish(self._complete(run, answer))
+
+    async def _rules(self, task: Task) -> Any:
+        """Gives the rules of a task that begins, for as long as it lasts: what the agent makes of the file meanwhile changes nothing.
+
+        A subagent has those of the task that it works for. Errors: InvalidRequest.
+        """
+        if (parent_id := task.given.get("parentTaskId")) is not None:
+            return await self._recorded_rules(parent_id)
+        return await asyncio.to_thread(read_rules, self._around.workspace.root)
+
+    async def _recorded_rules(self, task_id: str) -> Any:
+        (began,) = await self._log.read(task_id=task_id, types=("task.started",))
+        return began.data.get("permission")
 
     async def settle(self, task_id: str, active: Active, work: "asyncio.Task[None]") -> None:
         """Waits for an attempt and writes down how it failed, if it did. Errors: LogUnavailable."""
@@ -223,8 +241,10 @@ class Attempts:
         output = await compile_schema(schema) if schema is not None else None
         begun, requested = await self._unfinished(task) if task.started is not None else (set(), set())
         state = await conversation.load(self._log, task.session_id)
+        asked = await waits.load(self._log, task.task_id) if task.started is not None else waits.Waits()
         for event in active.arrived:
             state.apply(event)
+            asked.apply(event)
         return Run(
             task=task,
             conversation=state,
@@ -241,6 +261,9 @@ class Attempts:
             subagents=self._subagents,
             until=until,
             output=output,
+            rules=parse_rules(active.rules),
+            is_plan=given.get("mode") == "plan",
+            waits=asked,
             begun=begun,
             requested=requested,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from agent_server.calling import plan
 from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.messages import Image, Message, Part, Text, ToolCall
@@ -54,7 +55,8 @@ class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
-    output of each process in the background was, `files` the stamps of the files that were read or written, by name; `steps`, `cost`
+    output of each process in the background was, `files` the stamps of the files that were read or written, by name, `allowed` the
+    permissions and patterns that a client has allowed for good; `steps`, `cost`
     (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
     `compactions` counts those in a row, failed ones too, that the present task has made since its last answer.
@@ -70,6 +72,7 @@ class Conversation:
         self.instructions: set[str] = set()
         self.read_until: dict[str, int] = {}
         self.files: dict[str, str] = {}
+        self.allowed: set[tuple[str, str]] = set()
         self.steps = 0
         self.corrections = 0
         self.usage: Mapping[str, Any] = {}
@@ -81,6 +84,8 @@ class Conversation:
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
+        self._plans: set[str] = set()  # the tasks in plan mode
+        self._is_plan = False
 
     @property
     def messages(self) -> Sequence[Message]:
@@ -145,6 +150,9 @@ class Conversation:
         if (schema := event.data.get("outputSchema")) is not None:
             content = (*content, Text("\n\n" + ANSWER.format(msgspec.json.encode(schema, order="sorted").decode())))
         task_id = event.task_id or ""
+        if event.data.get("mode") == "plan":
+            content = (*content, Text("\n\n" + plan.PROMPT))
+            self._plans.add(task_id)
         self._prompts[task_id] = Entry(prompt_id(task_id), Message("user", content), event.time, task_id)
 
     def _started(self, event: Event) -> None:
@@ -153,7 +161,12 @@ class Conversation:
         self._task_id = task_id
         self.steps, self.corrections, self.compactions, self.cost = 0, 0, 0, 0.0
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
-        self.entries.append(self._prompts.pop(task_id, blank))
+        entry = self._prompts.pop(task_id, blank)
+        if self._is_plan and task_id not in self._plans:
+            message = msgspec.structs.replace(entry.message, content=(*entry.message.content, Text("\n\n" + plan.OVER)))
+            entry = msgspec.structs.replace(entry, message=message)
+        self._is_plan = task_id in self._plans
+        self.entries.append(entry)
 
     def _came(self, event: Event) -> None:
         task_id, message_id = event.task_id or "", event.data["messageId"]
@@ -200,6 +213,10 @@ class Conversation:
         if "nextOffset" in details:
             self.read_until[details["processId"]] = details["nextOffset"]
         remember(self.files, details.get("files", {}))
+
+    def _replied(self, event: Event) -> None:
+        if event.data["response"] == "always":
+            self.allowed.update((each["permission"], each["pattern"]) for each in event.data.get("always", ()))
 
     def _compacted(self, event: Event) -> None:
         until = event.data["replaces"]["untilMessageId"]
@@ -262,6 +279,7 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "message.added": Conversation._came,
     "message.completed": Conversation._answered,
     "tool.finished": Conversation._returned,
+    "permission.replied": Conversation._replied,
     "task.created": Conversation._accepted,
     "task.started": Conversation._started,
     "task.completed": Conversation._ended,

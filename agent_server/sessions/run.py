@@ -9,6 +9,7 @@ import msgspec
 
 from agent_server.calling.configs import ToolConfigs
 from agent_server.calling.custom import Offered
+from agent_server.calling.permissions import Rules
 from agent_server.calling.schema import Schema
 from agent_server.calling.web import WebTools
 from agent_server.commands.processes import Processes
@@ -21,9 +22,11 @@ from agent_server.messages import Message, ToolCall
 from agent_server.pause import Pause
 from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
+from agent_server.sessions.audience import Audience
 from agent_server.sessions.conversation import Conversation
 from agent_server.sessions.slots import Slot
 from agent_server.sessions.tasks import Task, cost_beside
+from agent_server.sessions.waits import Waits
 from agent_server.workspace import Workspace
 from tools import Assignment, Outcome, Tool
 
@@ -43,6 +46,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     configs: ToolConfigs
     pause: Pause
     windows: Windows
+    audience: Audience
 
 
 class Paused(Exception):
@@ -102,7 +106,8 @@ class Run(msgspec.Struct):
     `until` is when its deadline is, on the clock of `around.pause`. `renew` brings `tools` up to date before a model call, and tells
     whether they are others now.
     `is_waiting` is set while a model or a client is waited for, which can be broken off and done again; `is_closed` once the
-    final answer is taken; `changed` when somebody else has added an event.
+    final answer is taken; `changed` when somebody else has added an event. `rules` are those of the task's start, `waits` what its
+    client is asked.
     """
 
     task: Task
@@ -120,6 +125,9 @@ class Run(msgspec.Struct):
     until: float
     renew: Callable[[], Awaitable[bool]]
     output: Schema | None = None
+    rules: Rules = ()
+    is_plan: bool = False
+    waits: Waits = msgspec.field(default_factory=Waits)
     is_waiting: bool = False
     is_closed: bool = False
     changed: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
@@ -153,6 +161,7 @@ class Run(msgspec.Struct):
         self._posted.append(committed)
         for event in events:
             self.conversation.apply(event)
+            self.waits.apply(event)
         return events, committed
 
     async def append(self, *drafts: Draft) -> list[Event]:

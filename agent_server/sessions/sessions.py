@@ -18,9 +18,9 @@ import msgspec
 from agent_server.agents import Agent
 from agent_server.calling import custom
 from agent_server.errors import AgentServerError, Conflict, Draining, TooManyRequests, Unprocessable
-from agent_server.events import Draft, LogUnavailable
+from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
-from agent_server.sessions import delivery, session_index, tasks
+from agent_server.sessions import delivery, session_index, tasks, waits
 from agent_server.sessions.attempts import Active, Attempts, Checkpoints, built_in
 from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import cancelled, failed, failure
@@ -221,6 +221,29 @@ class Sessions:
             if (data := await delivery.result(self.around, task, call_id, text, is_error=is_error)) is not None:
                 await self._tell(await self._unended(task_id), Draft("tool.finished", data, task.session_id, task_id, sync=True))
         return task
+
+    async def reply(
+        self, session_id: str, asking: str, answering: str, request_id: str, answer: Callable[[Event], Mapping[str, Any]]
+    ) -> Event:
+        """Takes the answer to a permission that was requested or a question that was asked, once, and gives what was asked; it is
+        durable when this returns. `asking` and `answering` are the types of the two events; `answer` gives what the second says.
+
+        Errors: those of `answer`; NotFound; Conflict when it is answered, or needs no answer any more; Draining.
+        """
+        asked = await waits.find(self._log, session_id, asking, request_id)
+        task_id, call_id, given = asked.task_id or "", asked.data["toolCallId"], answer(asked)
+        lock = self._locks.setdefault(f"results {task_id}", asyncio.Lock())  # of two at once the second sees what the first wrote
+        async with lock:
+            task = await self._unended(task_id)
+            active = self._active.get(task_id)
+            known = await waits.load(self._log, task_id)
+            if active is not None and active.run is not None:
+                known = active.run.waits  # nothing comes between this look and the answer
+            if call_id not in known.open or known.open[call_id].seq != asked.seq:
+                raise Conflict("This has an answer already, or needs none any more.", details={waits.ASKING[asking]: request_id})
+            data = {waits.ASKING[asking]: request_id, "toolCallId": call_id, **given, "awaited": len(known.open) - 1}
+            await self._tell(task, Draft(answering, data, session_id, task_id, sync=True))
+        return asked
 
     async def _unended(self, task_id: str) -> Task:
         await self.ready()

@@ -11,6 +11,8 @@ class Slot:
     def __init__(self, places: asyncio.Semaphore) -> None:
         self._places = places
         self._is_held = False
+        self._leaving = 0
+        self._taking = asyncio.Lock()  # of several that come back one takes it
 
     async def take(self) -> None:
         await self._places.acquire()
@@ -24,11 +26,28 @@ class Slot:
 
     @asynccontextmanager
     async def left(self) -> AsyncIterator[None]:
-        """Leaves the place while the context lasts. Cancellation: it is not taken again then; after any other error it is."""
+        """Leaves the place while the context lasts, or several that overlap. Cancellation: it is not taken again then; after any
+        other error it is."""
+        self._leaving += 1
         self.leave()
+        is_cancelled = False
         try:
             yield
-        except Exception:
-            await self.take()
+        except asyncio.CancelledError:
+            is_cancelled = True
             raise
-        await self.take()
+        finally:
+            self._leaving -= 1
+            if not is_cancelled:
+                await self._come_back()
+
+    async def _come_back(self) -> None:
+        async with self._taking:
+            if self._is_needed:
+                await self.take()
+        if self._leaving:  # somebody else waits again
+            self.leave()
+
+    @property
+    def _is_needed(self) -> bool:
+        return not (self._leaving or self._is_held)

@@ -1,13 +1,14 @@
 """What a task is made of: what `task.created` says."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """A task as it is created. `tools` are the client's own, as `custom.py` describes them, checked by `custom.check`."""
+    """A task as it is created. `tools` are the client's own, as `custom.py` describes them, checked by `custom.check`;
+    `interactive` says whether its client answers questions (None: whether somebody follows it)."""
 
     prompt: str | list[dict[str, Any]]
     model: str
@@ -20,6 +21,8 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     auto_tools: bool = True
     tools: Sequence[dict[str, Any]] = ()
     output_schema: dict[str, Any] | None = None
+    mode: Literal["build", "plan"] = "build"
+    interactive: bool | None = None
 
 
 def title(prompt: str | list[dict[str, Any]]) -> str:

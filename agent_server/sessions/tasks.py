@@ -93,7 +93,7 @@ def _nothing(event: Event) -> dict[str, Any]:
 
 
 def _awaited(event: Event) -> dict[str, Any] | None:
-    # Only results that a client gave say how many are still waited for.
+    # Only what a client gave says how much is still waited for.
     return {} if event.data.get("awaited") == 0 else None
 
 
@@ -142,6 +142,10 @@ _FOLDS: Mapping[str, tuple[str, Values]] = {
         lambda event: {"name": event.data["tool"]},
     ),
     "tool.requested": _phase("waiting"),
+    "permission.requested": _phase("waiting"),
+    "permission.replied": _phase("running", _awaited),
+    "question.asked": _phase("waiting"),
+    "question.answered": _phase("running", _awaited),
     "tool.finished": _phase("running", _awaited),
     "step.finished": ("UPDATE tasks SET steps = steps + 1, resumptions = 0 WHERE task_id = :task", _nothing),
     "task.completed": (_END.format("completed"), _end),

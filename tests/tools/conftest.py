@@ -6,10 +6,11 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tools import MAX_BYTES, Assignment, Background, CommandResult, Outcome, ToolContext, ToolError
+from tools import MAX_BYTES, Answers, Assignment, Background, CommandResult, Outcome, ToolContext, ToolError
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class LocalContext:
 
     async def delegate(self, assignment: Assignment) -> Outcome:
         raise ToolError("There is nobody here to delegate to.")
+
+    async def ask(self, questions: Sequence[Mapping[str, Any]]) -> Answers:
+        raise ToolError("Nobody is there.")
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return self.instructions

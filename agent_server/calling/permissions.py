@@ -1,0 +1,338 @@
+"""The rules of `permission` in the workspace's opencode.json: which calls run, which do not, and which a client is asked about.
+
+Rules are held against what a call says it will do: a guard rail, and no sandbox. Without rules everything is allowed. How a client
+is asked is `asking.py`; how a command is taken apart, `shell.py`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.shell import commands
+from agent_server.errors import InvalidRequest
+from agent_server.workspace_config import NAMES, ConfigInvalid, read
+
+Verdict: TypeAlias = Literal["allow", "ask", "deny"]
+
+STRICTNESS: Mapping[str, int] = {"allow": 0, "ask": 1, "deny": 2}
+
+MAX_RULES = 500
+"""Rules of one file: each is held against every command of a call."""
+
+MAX_PATTERN = 1_000
+"""Characters of a tool's name or a pattern."""
+
+SHOWN = 20
+"""Patterns that a request shows of one call at the most."""
+
+EDITING = frozenset({"edit", "write", "apply_patch", "patch", "multiedit"})
+"""The tools that the key `edit` covers."""
+
+OUTSIDE = "external_directory"
+"""The key for paths outside the workspace."""
+
+_PATCHED = re.compile(r"\s*(?:Add File|Update File|Delete File|Move to):\s*(.+?)\s*")
+_PATCH_SIGNS = re.compile(r"\s*(?:Begin Patch|End Patch|End of File)\s*")
+
+_SUBJECTS: Mapping[str, str] = {
+    "glob": "pattern",
+    "grep": "pattern",
+    "webfetch": "url",
+    "websearch": "query",
+    "skill": "name",
+    "task": "subagent_type",
+}
+"""The argument that patterns are held against, of tools that name no file."""
+
+_PATHS: Mapping[str, tuple[str, str | None]] = {
+    "read": ("filePath", None),
+    "edit": ("filePath", None),
+    "write": ("filePath", None),
+    "multiedit": ("filePath", None),
+    "list": ("path", "."),
+}
+"""The argument that names a file, and what it is when it is left out."""
+
+
+class Rule(msgspec.Struct, frozen=True):
+    """One rule: of which tools, for which of their calls, and what it says."""
+
+    tool: str
+    pattern: str
+    verdict: Verdict
+
+
+Rules: TypeAlias = Sequence[Rule]
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What the rules say of a call. `permission` is the key they go by; `patterns` what is asked about or refused, `always` the
+    permissions and patterns that an answer `always` allows."""
+
+    verdict: Verdict
+    permission: str
+    patterns: Sequence[str] = ()
+    always: Sequence[tuple[str, str]] = ()
+
+
+class _Subject(msgspec.Struct, frozen=True):
+    """One thing that a call does: a text, under a permission's key and a tool's name. `names` are other names of the very same,
+    `likely` what it most likely is: rules that allow are not held against those."""
+
+    permission: str
+    tool: str
+    text: str
+    names: tuple[str, ...] = ()
+    likely: tuple[str, ...] = ()
+
+
+def read_rules(root: Path) -> Any:
+    """Gives `permission` of the workspace's opencode.json as it stands there, checked; None where there is none. Blocks.
+
+    Errors: InvalidRequest that names what cannot be understood: nothing is allowed by a mistake.
+    """
+    for path in (root / name for name in NAMES):
+        if path.exists() and not path.is_file():  # a pipe could keep its reader for ever
+            raise InvalidRequest(f"The permissions of this workspace cannot be read: {path.name} is no file. Mend it.", path="permission")
+    try:
+        value = read(root).get("permission")
+    except ConfigInvalid as error:
+        raise InvalidRequest(f"The permissions of this workspace cannot be read: {error} Mend the file.", path="permission") from error
+    parse_rules(value)
+    return value
+
+
+def parse_rules(value: Any) -> Rules:
+    """Gives the rules in their order. Errors: InvalidRequest with the key that cannot be understood."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        return (Rule("*", "*", _verdict(value, "permission")),)
+    rules: list[Rule] = []
+    for tool, said in value.items():
+        place = f"permission.{_name(tool, 'permission')}"
+        if isinstance(said, dict):
+            rules += [Rule(tool, _name(pattern, place), _verdict(verdict, f"{place}.{pattern}")) for pattern, verdict in said.items()]
+        else:
+            rules.append(Rule(tool, "*", _verdict(said, place)))
+    if len(rules) > MAX_RULES:
+        raise _bad("permission", f"it has {len(rules)} rules; {MAX_RULES} are the most")
+    return tuple(rules)
+
+
+def _name(text: str, place: str) -> str:
+    if not text or len(text) > MAX_PATTERN or UNKNOWN in text:
+        raise _bad(f"{place}.{text[:40]}", f"a name or pattern has 1 to {MAX_PATTERN} characters")
+    return text
+
+
+def _verdict(value: Any, place: str) -> Verdict:
+    if value == "allow" or value == "ask" or value == "deny":
+        return value  # type: ignore[no-any-return]  # it is one of the three
+    shown = msgspec.json.encode(value).decode()[:60]
+    raise _bad(place, f"expected allow, ask or deny, got {shown}")
+
+
+def _bad(place: str, what: str) -> InvalidRequest:
+    return InvalidRequest(f"opencode.json: {place}: {what}. No task runs in this workspace until the file is mended.", path=place)
+
+
+class Called(msgspec.Struct, frozen=True):
+    """A call: of which tool, with which arguments, and whether that tool is one of ours."""
+
+    tool: str
+    arguments: Mapping[str, Any]
+    is_own: bool = True
+
+
+class Places(msgspec.Struct, frozen=True):
+    """The real paths of the workspace, and of the folder of long outputs, which is nobody's outside."""
+
+    root: str
+    outputs: str
+
+
+def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places: Places) -> Judgement:
+    """Gives what the rules say of a call; `allowed` are the permissions and patterns that were allowed for good.
+
+    The last rule that matches counts; of all that a call does, the strictest. Blocks for some ms.
+    """
+    permission = permission_of(call.tool)
+    found: dict[Verdict, list[tuple[_Subject, str | None]]] = {"allow": [], "ask": [], "deny": []}
+    approved = list(allowed)
+    for subject in _subjects(call, places) if rules else ():
+        verdict, pattern = _judge(rules, subject)
+        if verdict == "ask" and any(key == subject.permission and _matches(known, subject.text) for key, known in approved):
+            verdict = "allow"
+        found[verdict].append((subject, pattern))
+    if denied := found["deny"]:
+        return Judgement("deny", permission, _shown(denied))
+    if not (asked := found["ask"]):
+        return Judgement("allow", permission)
+    wide = {(subject.permission, pattern): None for subject, said in asked if (pattern := _always(subject, said)) is not None}
+    return Judgement("ask", permission, _shown(asked), list(wide))
+
+
+def _shown(told: Sequence[tuple[_Subject, str | None]]) -> list[str]:
+    return list(dict.fromkeys(subject.text.replace(UNKNOWN, "…")[:MAX_PATTERN] for subject, _ in told))[:SHOWN]
+
+
+def permission_of(tool: str) -> str:
+    """Gives the key that covers a tool."""
+    return "edit" if tool in EDITING else tool
+
+
+def _judge(rules: Rules, subject: _Subject) -> tuple[Verdict, str | None]:
+    """Gives a verdict on one thing, and the pattern that said it. A rule that may match counts as one that does, unless it allows."""
+    verdict: Verdict = "allow"
+    said: str | None = None
+    for rule in reversed(rules):
+        if not (_matches(rule.tool, subject.permission) or _matches(rule.tool, subject.tool)):
+            continue
+        is_certain = any(_matches(rule.pattern, text) for text in (subject.text, *subject.names))
+        is_possible = is_certain or any(_may_match(rule.pattern, text) for text in (subject.text, *subject.likely))
+        if is_possible and (rule.verdict != "allow" or is_certain) and STRICTNESS[rule.verdict] >= STRICTNESS[verdict]:
+            verdict, said = rule.verdict, (rule.pattern if said is None or rule.verdict != verdict else said)
+        if is_certain:
+            break
+    return verdict, said
+
+
+def _always(subject: _Subject, pattern: str | None) -> str | None:
+    """Gives the pattern that `always` allows: the rule's own, and for one that is about every command, that program's."""
+    if pattern is None or subject.permission != "bash":
+        return pattern
+    if UNKNOWN in subject.text and not _matches(pattern, subject.text):
+        return None
+    if pattern.strip("*? "):
+        return pattern
+    words = subject.text.split(" ")
+    if UNKNOWN in words[0]:
+        return None
+    count = 2 if words[0] in _WITH_VERBS and len(words) > 1 and words[1][:1].isalpha() else 1
+    return " ".join(words[:count]) + " *"
+
+
+_WITH_VERBS = frozenset(
+    {
+        *("git", "gh", "glab", "npm", "pnpm", "yarn", "bun", "deno", "cargo", "go", "pip", "pip3", "uv", "poetry", "make"),
+        *("docker", "podman", "kubectl", "helm", "terraform", "systemctl", "apt", "apt-get", "brew"),
+    }
+)
+"""Programs whose second word says what they do."""
+
+
+# What a call does
+
+
+def _subjects(call: Called, places: Places) -> list[_Subject]:
+    tool, given, permission = call.tool, call.arguments, permission_of(call.tool)
+    if not call.is_own:  # somebody else's: its arguments are what they are
+        is_like_ours = tool in _PATHS or tool in _SUBJECTS or tool in EDITING or tool == "bash"
+        text = UNKNOWN if is_like_ours else msgspec.json.encode(given, order="sorted").decode()
+        return [_Subject(permission, tool, text)]
+    if tool in _PATHS:
+        name, default = _PATHS[tool]
+        return _files(tool, str(given.get(name) or default), places)
+    if tool in EDITING:
+        return _patched(tool, "\n".join(value for value in given.values() if isinstance(value, str)), places)
+    around = given.get("workdir") if tool == "bash" else given.get("path")
+    outside = [subject for subject in _files(tool, str(around or "."), places) if subject.permission == OUTSIDE]
+    if tool == "bash":
+        return [*(_Subject(tool, tool, text, likely=_plain_name(text)) for text in commands(str(given.get("command")))), *outside]
+    if tool in _SUBJECTS:
+        return [_Subject(tool, tool, str(given.get(_SUBJECTS[tool]) or "")), *outside]
+    return [_Subject(permission, tool, msgspec.json.encode(given, order="sorted").decode()), *outside]
+
+
+def _plain_name(command: str) -> tuple[str, ...]:
+    first, space, rest = command.partition(" ")
+    name = first.rpartition("/")[2]
+    return (f"{name}{space}{rest}",) if name != first else ()
+
+
+def _patched(tool: str, patch: str, places: Places) -> list[_Subject]:
+    found: list[_Subject] = []
+    for line in re.findall(r"^\s*\*\*\*(.*)$", patch, re.MULTILINE):
+        if (named := _PATCHED.fullmatch(line)) is not None:
+            found += _files(tool, named[1], places)
+        elif not _PATCH_SIGNS.fullmatch(line):
+            found.append(_Subject("edit", tool, UNKNOWN))
+    return found or [_Subject("edit", tool, UNKNOWN)]
+
+
+def _files(tool: str, path: str, places: Places) -> list[_Subject]:
+    """Gives the file as it really is and, where a link leads there, as it is named; and that it is outside, if it is."""
+    if "\0" in path:
+        return [_Subject(permission_of(tool), tool, UNKNOWN)]
+    joined = os.path.join(places.root, path)
+    named, real = os.path.normpath(joined), os.path.realpath(joined)
+    found = [_file(tool, real, places.root)]
+    if named != real and _is_in(named, places.root):
+        found.append(_file(tool, named, places.root))
+    if not _is_in(real, places.root) and not _is_in(real, places.outputs):
+        found.append(_Subject(OUTSIDE, OUTSIDE, real, _from_home(real)))
+    return found
+
+
+def _file(tool: str, path: str, root: str) -> _Subject:
+    shown = os.path.relpath(path, root) if _is_in(path, root) else path
+    return _Subject(permission_of(tool), tool, shown, (path, *_from_home(path)))
+
+
+def _from_home(path: str) -> tuple[str, ...]:
+    home = os.path.expanduser("~")
+    return (f"~{path[len(home) :]}", f"$HOME{path[len(home) :]}") if _is_in(path, home) else ()
+
+
+def _is_in(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+# Patterns
+
+
+def _matches(pattern: str, text: str) -> bool:
+    """Whether a pattern matches, whatever the UNKNOWN parts of the text are. `*` is any text, `?` one character; ` *` at the end may be
+    left out."""
+    return _fits(pattern, text) or (pattern.endswith(" *") and _fits(pattern[:-2], text))
+
+
+def _may_match(pattern: str, text: str) -> bool:
+    """Whether it could match for some text in place of the UNKNOWN parts; in doubt it could."""
+    if UNKNOWN not in text:
+        return _matches(pattern, text)
+    return _overlaps(pattern, text) or (pattern.endswith(" *") and _overlaps(pattern[:-2], text))
+
+
+def _fits(pattern: str, text: str) -> bool:
+    # Piece by piece, the leftmost each: one expression with many stars can take for ever.
+    first, *rest = _pieces(pattern)
+    if not rest:
+        return first.fullmatch(text) is not None
+    found = first.match(text)
+    for piece in rest[:-1]:
+        found = found and piece.search(text, found.end())
+    begin = len(text) - (len(pattern) - pattern.rindex("*") - 1)
+    return found is not None and begin >= found.end() and rest[-1].fullmatch(text, begin) is not None
+
+
+@lru_cache(maxsize=2 * MAX_RULES)
+def _pieces(pattern: str) -> Sequence[re.Pattern[str]]:
+    one = f"[^{UNKNOWN}]"
+    pieces = ["".join(one if sign == "?" else re.escape(sign) for sign in piece) for piece in pattern.split("*")]
+    return tuple(re.compile(piece, re.DOTALL) for piece in pieces)
+
+
+def _overlaps(pattern: str, text: str) -> bool:
+    if "*" not in pattern and len(text.replace(UNKNOWN, "")) > len(pattern):
+        return False
+    begins = zip(pattern.partition("*")[0], text.partition(UNKNOWN)[0], strict=False)
+    ends = zip(reversed(pattern.rpartition("*")[2]), reversed(text.rpartition(UNKNOWN)[2]), strict=False)
+    return all(sign in ("?", there) for sign, there in (*begins, *ends))
