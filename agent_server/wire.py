@@ -17,6 +17,8 @@ _QUIET = frozenset(
     }
 )
 
+_WARNINGS = frozenset({"gap", "integration.disconnected", "task.retrying", "message.discarded", "session.repaired"})
+
 LINE = 300
 """Characters of a log line's message; the whole is in the event's own fields."""
 
@@ -33,7 +35,7 @@ def level(event: Event) -> str:
         return str(event.data.get("level", "INFO"))
     if event.type in ("task.failed", "revert.failed", "integration.error"):
         return "ERROR"
-    if event.type in ("gap", "integration.disconnected", "task.retrying", "message.discarded") or event.data.get("isError"):
+    if event.type in _WARNINGS or event.data.get("isError"):
         return "WARNING"
     return "DEBUG" if event.type in _QUIET else "INFO"
 
@@ -115,6 +117,7 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "message.added": lambda d: f"message added: {_text(d['prompt'])}",
     "message.copied": lambda d: f"{d['role']}: {_text(d['content'])}",
     "session.compacted": lambda d: f"{d['replaces']['messages']} messages were summarised",
+    "session.repaired": lambda d: f"the provider refused the conversation, and took it in another form: {d['form']}",
     "session.deleted": lambda d: "session deleted",
     "tool.started": _call,
     "tool.requested": lambda d: f"the client is to run {_call(d)}",

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
@@ -166,8 +166,14 @@ async def settle(caller: Caller, call: ToolCall) -> Event:
         data["diff"] = details.pop("diff")
     if details:
         data["details"] = details
+    data |= nudged(caller.nudge(call, data), data)
     (event,) = await caller.append(caller.draft("tool.finished", data))
     return event
+
+
+def nudged(nudge: str | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in a tool.finished for a model that is to be told something with the result."""
+    return {"output": f"{data['output']}\n\n{nudge}", "nudge": nudge} if nudge is not None else {}
 
 
 async def _result(caller: Caller, call: ToolCall) -> ToolResult:

@@ -24,6 +24,7 @@ CONTEXT = frozenset(
         "message.copied",
         "tool.finished",
         "session.compacted",
+        "session.repaired",
         "session.reverted",
         "session.unreverted",
         "revert.started",

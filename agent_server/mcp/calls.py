@@ -180,5 +180,8 @@ class _Client:
             chunk = self._chunks.popleft()
             await progress(told + len(chunk), chunk)
 
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> None:
+        return None  # whoever calls over MCP has a loop of its own
+
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return {}  # of whom they were shown to nothing is known here; they can be read as files

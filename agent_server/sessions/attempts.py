@@ -5,6 +5,7 @@ Which task is attempted, and when, is `sessions.py`.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -29,6 +30,7 @@ from agent_server.prompts import system_prompt
 from agent_server.sessions import conversation, tasks
 from agent_server.sessions.endings import GivenUp, failed, failure
 from agent_server.sessions.loop import work
+from agent_server.sessions.reached import is_limit, reached
 from agent_server.sessions.run import Paused, Run, Surroundings
 from agent_server.sessions.slots import Slot
 from agent_server.sessions.tasks import Task
@@ -107,7 +109,9 @@ class Attempts:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
+            limit = task.given["timeout_ms"]
+            details = {"reason": "timeout", "limit": limit, "reached": limit}
+            raise TaskTimeout(f"The task did not end within its timeout of {limit} ms.", details=details) from None
         await finish(self._complete(run, answer))
 
     async def settle(self, task_id: str, active: Active, work: "asyncio.Task[None]") -> None:
@@ -130,7 +134,8 @@ class Attempts:
         ends = [interrupted(call, CANCELLED) for call in state.open_calls if call.id in begun]
         changes = await self._checkpoints.end(task) if task.started is not None else []
         drafts = [Draft("tool.finished", end, task.session_id, task_id) for end in ends]
-        await self._log.append(*drafts, failed(task, told, phase, changes))
+        answer = reached(task, told, state, changes, time.time_ns() // 1_000_000) if is_limit(told) else None
+        await self._log.append(*drafts, failed(task, told, phase, changes, answer))
         await self.forget(task)
 
     async def forget(self, task: Task) -> None:
@@ -154,7 +159,10 @@ class Attempts:
         # A client may take as long as it likes: what only waits for it is not what ends the server.
         is_waiting = task.phase == "waiting"
         if task.resumptions >= MAX_RESUMPTIONS and not is_waiting:
-            raise GivenUp(f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.")
+            raise GivenUp(
+                f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.",
+                details={"reason": "resumptions", "limit": MAX_RESUMPTIONS, "reached": task.resumptions},
+            )
         # The ends of commands are told by this start too, where the one before did not: they say nothing of how long it worked.
         statement = "SELECT max(time) FROM events WHERE task_id = ? AND type != 'process.exited'"
         last = await self._log.query(lambda db: db.execute(statement, (task.task_id,)).fetchone()[0])

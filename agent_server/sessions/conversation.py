@@ -12,6 +12,8 @@ import msgspec
 from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.messages import Image, Message, Part, Text, ToolCall
+from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
+from agent_server.sessions.stuck import Repetition
 
 NOT_RUN = "Not run: the task ended before this call began."
 INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have run, in part or whole; check before you repeat it."
@@ -43,7 +45,8 @@ class Conversation:
     """The messages of one session, without the system prompt, and what the loop must know of them.
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown; `steps`, `cost`
-    (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
+    (USD), `corrections` (answers that did not fit the schema), `repairs` (forms that a provider wanted) and `repetition` are
+    the present task's, `usage` the last model call's; `call_ids` are those of all calls, also of messages that are no longer shown.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -56,6 +59,9 @@ class Conversation:
         self.instructions: set[str] = set()
         self.steps = 0
         self.corrections = 0
+        self.repairs = 0
+        self.repetition = Repetition()
+        self.call_ids: set[str] = set()
         self.usage: Mapping[str, Any] = {}
         self.cost = 0.0
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
@@ -66,7 +72,7 @@ class Conversation:
     @property
     def messages(self) -> Sequence[Message]:
         """What the next request is made of: the conversation so far, and then what was added for it."""
-        return [entry.message for entry in (*self.entries, *self._added.get(self._task_id or "", ()))]
+        return [entry.message for entry in self._shown]
 
     @property
     def added(self) -> Sequence[str]:
@@ -94,6 +100,24 @@ class Conversation:
         ends = [_result(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
         return [*self.entries, *ends]
 
+    @property
+    def forms(self) -> Sequence[Form]:
+        """The other forms in which the next request can be made, where its provider refuses it: once for each task."""
+        return forms(self._said(self._shown)) if not self.repairs else ()
+
+    def in_form(self, form: Form) -> Sequence[Message]:
+        """What the next request is made of, in another form."""
+        return reformed(self._said(self._shown), form)
+
+    @property
+    def _shown(self) -> list[Entry]:
+        return [*self.entries, *self._added.get(self._task_id or "", ())]
+
+    def _said(self, entries: Sequence[Entry]) -> list[Said]:
+        own = [entry.message.role == "user" and entry.task_id == self._task_id and not entry.is_summary for entry in entries]
+        # A task whose prompt is in a summary has that to go by.
+        return [(entry.message, is_own or (entry.is_summary and not any(own))) for entry, is_own in zip(entries, own, strict=True)]
+
     def apply(self, event: Event) -> None:
         """Takes the next event in. Skips types that are none of a conversation's."""
         fold = _FOLDS.get(event.type)
@@ -112,6 +136,7 @@ class Conversation:
         self._close_calls()
         entry = entry_from_wire(event.data)
         self.entries.append(entry)
+        self.call_ids.update(call.id for call in entry.message.tool_calls)
         self.instructions.update(entry.instructions)
 
     def _accepted(self, event: Event) -> None:
@@ -125,7 +150,8 @@ class Conversation:
         self._close_calls()
         task_id = event.task_id or ""
         self._task_id = task_id
-        self.steps, self.corrections, self.cost = 0, 0, 0.0
+        self.steps, self.corrections, self.repairs, self.cost = 0, 0, 0, 0.0
+        self.repetition = Repetition()
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         self.entries.append(self._prompts.pop(task_id, blank))
 
@@ -145,6 +171,8 @@ class Conversation:
         message = Message("assistant", content, calls, reasoning=data.get("reasoning"))
         self.entries.append(Entry(data["messageId"], message, event.time, event.task_id))
         self._open = {call.id: call for call in calls}
+        self.call_ids.update(self._open)
+        self.repetition.begin_turn()
         self.steps += 1
         self.usage = data.get("usage") or {}
         self.cost += self.usage.get("cost") or 0.0
@@ -152,12 +180,16 @@ class Conversation:
     def _enter(self, task_id: str, message_ids: Sequence[str]) -> None:
         """Puts what was added and sent into its place, before the answer to it."""
         waiting = self._added.get(task_id, [])
-        self.entries += [entry for entry in waiting if entry.message_id in message_ids]
+        entering = [entry for entry in waiting if entry.message_id in message_ids]
+        if entering:
+            self.repetition = Repetition()  # what is done from here on answers something else
+        self.entries += entering
         self._added[task_id] = [entry for entry in waiting if entry.message_id not in message_ids]
 
     def _returned(self, event: Event) -> None:
         call_id = event.data["toolCallId"]
-        if self._open.pop(call_id, None) is not None:
+        if (call := self._open.pop(call_id, None)) is not None:
+            self.repetition.add(call.name, call.arguments, event.data)
             self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
         self.instructions.update(event.data.get("details", {}).get("instructions", ()))
 
@@ -170,6 +202,22 @@ class Conversation:
             self.entries[:cut] = [Entry(event.data["messageId"], summary, event.time, event.task_id, is_summary=True)]
             self.instructions = {name for entry in self.entries for name in entry.instructions}
         self.cost += (event.data.get("usage") or {}).get("cost") or 0.0
+
+    def _repaired(self, event: Event) -> None:
+        data = event.data
+        if data["form"] not in FORMS:
+            return
+        self._close_calls()
+        self._enter(event.task_id or "", data["added"])
+        messages = reformed(self._said(self.entries), data["form"])
+        if data["form"] == "plain":
+            pairs = zip(self.entries, messages, strict=True)
+            self.entries = [msgspec.structs.replace(entry, message=message) for entry, message in pairs]
+        else:
+            shown = tuple(sorted(self.instructions)) if data["form"] == "transcript" else ()
+            only = Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, instructions=shown)
+            self.entries, self.instructions = [only], set(shown)
+        self.repairs += 1
 
     def _ended(self, event: Event) -> None:
         task_id = event.task_id or ""
@@ -196,6 +244,7 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "session.created": Conversation._created,
     "session.deleted": Conversation._deleted,
     "session.compacted": Conversation._compacted,
+    "session.repaired": Conversation._repaired,
     "message.copied": Conversation._copied,
     "message.added": Conversation._came,
     "message.completed": Conversation._answered,

@@ -16,7 +16,7 @@ from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.gateway import Gateway, ModelOptions
 from agent_server.mcp.client import McpServers
-from agent_server.messages import Message
+from agent_server.messages import Message, ToolCall
 from agent_server.pause import Pause
 from agent_server.prompts import nested_instructions
 from agent_server.redaction import Secrets
@@ -73,6 +73,9 @@ class Caller(Protocol):
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         """What ToolContext gives of it, once."""
+
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> str | None:
+        """What the model is to be told with the result of a call that has ended so, because it repeats itself."""
 
 
 class Run(msgspec.Struct):
@@ -142,6 +145,13 @@ class Run(msgspec.Struct):
 
     def say(self, draft: Draft) -> None:
         self.around.log.say(draft)
+
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> str | None:
+        repetition = self.conversation.repetition
+        if not repetition.has(call.name, call.arguments):
+            return None
+        # What it is compared with comes from the log, which has it masked.
+        return repetition.nudge(call.name, call.arguments, {**ended, "output": self.around.secrets.mask(ended["output"])})
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         seen = self.conversation.instructions
