@@ -17,7 +17,7 @@ _QUIET = frozenset(
     }
 )
 
-_WARNINGS = frozenset({"gap", "integration.disconnected", "task.retrying", "message.discarded", "compaction.failed"})
+_WARNINGS = frozenset({"gap", "integration.disconnected", "task.retrying", "message.discarded", "compaction.failed", "session.repaired"})
 
 LINE = 300
 """Characters of a log line's message; the whole is in the event's own fields."""
@@ -119,6 +119,7 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "session.compacted": lambda d: f"{d['replaces']['messages']} messages were summarised",
     "session.pruned": lambda d: f"{len(d['toolCallIds'])} old tool outputs were removed from the conversation",
     "compaction.failed": lambda d: f"the conversation could not be made shorter: {d['error']}",
+    "session.repaired": lambda d: f"the provider refused the conversation, and took it in another form: {d['form']}",
     "session.deleted": lambda d: "session deleted",
     "tool.started": _call,
     "tool.requested": lambda d: f"the client is to run {_call(d)}",

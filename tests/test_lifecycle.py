@@ -116,8 +116,9 @@ def test_a_command_is_not_waited_for_and_its_result_waits(running: ServerProcess
 
 def test_calls_side_by_side_are_held_too(running: ServerProcess, model: OpenAIEmulator) -> None:
     (running.workspace / "read.txt").write_text("text\n")
-    calls = [{"name": "read", "arguments": {"filePath": "read.txt"}}, {"name": "grep", "arguments": {"pattern": "text"}}] * 3
-    model.script(*({"text": "", "tool_calls": calls} for _ in range(10)), {"text": "Done."})
+    reads = [{"name": "read", "arguments": {"filePath": "read.txt", "limit": n + 1}} for n in range(10)]
+    search = {"name": "grep", "arguments": {"pattern": "text"}}
+    model.script(*({"text": "", "tool_calls": [read, search] * 3} for read in reads), {"text": "Done."})
     task_id = running.submit(sessionId="beside")
     after = 0
     for _ in range(4):

@@ -89,7 +89,7 @@ def test_a_model_that_goes_on_failing_fails_the_task(agent: ServerProcess, model
 
 def test_a_failure_in_a_later_step_keeps_what_was_done(agent: ServerProcess, model: OpenAIEmulator) -> None:
     call = {"name": "write", "arguments": {"filePath": "a.txt", "content": "a"}}
-    model.script({"text": "I write.", "tool_calls": [call]}, {"status": 400}, {"text": "Better."})
+    model.script({"text": "I write.", "tool_calls": [call]}, {"status": 401}, {"text": "Better."})
     reply = agent.post("/run", {"prompt": "one"})
     task = agent.get(f"/tasks/{reply.json()['error']['details']['taskId']}").json()
     assert task["steps"] == 1

@@ -138,3 +138,67 @@ async def test_at_the_end_of_a_task_a_message_is_either_answered_or_refused(agen
                 assert ("user", "and this") not in texts
             assert texts[-1] == ("assistant", "ok")
     assert taken + refused == 20
+
+
+def test_a_message_while_a_failed_call_waits_is_in_the_next_try(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"status": 429, "headers": {"Retry-After": "1"}}, {"text": "I hear you."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, "task.retrying")
+    steer(agent, task_id, "Hear me.")
+    assert agent.finish(task_id)["response"] == "I hear you."
+    assert said(model) == [("user", "work"), ("user", "Hear me.")]
+    assert_requests(model.requests())
+
+
+def test_a_message_for_a_queued_task_survives_a_kill(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash(GATED)]}, {"text": "One."}, {"text": "Two."})
+    first, second = agent.submit("first"), agent.submit("second")
+    agent.wait_for(first, "tool.output")
+    steer(agent, second, "For the second.")
+    agent.kill()
+    agent.start()
+    assert agent.finish(second)["response"] == "Two."
+    assert [content for role, content in said(model) if role == "user"] == ["first", "second", "For the second."]
+    assert [content for role, content in said(model, 1) if role == "user"] == ["first"]
+
+
+@pytest.mark.parametrize("kind", ["message.added", "tool.finished"])
+def test_a_kill_among_the_skipped_calls_runs_none_of_them(kind: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
+    others = [bash("touch never"), {"name": "read", "arguments": {"filePath": "a"}}, bash("touch never"), {"name": "mine", "arguments": {}}]
+    model.script({"tool_calls": [bash(f"{GATED}; echo ended"), *others]}, {"text": "I hear you."})
+    task_id = agent.submit("work", tools=[{"name": "mine", "parameters": {"type": "object"}}])
+    agent.wait_for(task_id, "tool.output")
+    steer(agent, task_id, "Stop that.")
+    if kind == "tool.finished":
+        (agent.workspace / "go").touch()
+    agent.kill_at(task_id, kind)
+    (agent.workspace / "go").touch()
+    agent.start()
+    assert agent.finish(task_id)["response"] == "I hear you."
+    assert not (agent.workspace / "never").exists()
+    results = [content for role, content in said(model) if role == "tool"]
+    assert len(results) == 5
+    assert all("skipped due to a queued message" in result for result in results[1:])
+    told = agent.task_events(task_id)
+    assert [len(of_type(told, kind)) for kind in ("tool.started", "tool.requested", "tool.finished")] == [1, 0, 5]
+    assert said(model)[-1] == ("user", "Stop that.")
+    assert_requests(model.requests())
+
+
+def test_a_batch_of_reads_that_runs_ends_and_the_next_is_skipped(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    (agent.workspace / "a").write_text("a")
+    reads = [{"name": "read", "arguments": {"filePath": "a", "limit": n + 1}} for n in range(20)]
+    model.script({"text": "I read.", "pieces": 1, "tool_calls": reads}, {"text": "I hear you."})
+    task_id = agent.submit("work")
+    agent.wait_for(task_id, "tool.started")
+    reply = agent.post(f"/tasks/{task_id}/messages", {"prompt": "Stop that."})
+    task = agent.finish(task_id)
+    told = agent.task_events(task_id)
+    ends = of_type(told, "tool.finished")
+    assert len(ends) == 20
+    skipped = {event["toolCallId"] for event in ends if event.get("skipped")}
+    assert skipped == {event["toolCallId"] for event in ends} - {event["toolCallId"] for event in of_type(told, "tool.started")}
+    if reply.status_code == 200:
+        assert said(model)[-1] == ("user", "Stop that.")
+    assert task["response"] == "I hear you."
+    assert_requests(model.requests())

@@ -204,6 +204,8 @@ class Courier:
         task = await tasks.find(self._log, delivery.task_id)
         if task.status == "failed":
             error = task.outcome["error"]
+            if (reached := task.outcome.get("response")) is not None:
+                return str(reached)
             return "Stopped." if error["code"] == "TASK_CANCELLED" else f"I could not finish this: {error['message']}"
         response: str = task.outcome["response"]
         return response

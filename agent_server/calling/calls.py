@@ -180,8 +180,14 @@ async def settle(caller: Caller, call: ToolCall) -> Event:
         data["details"] = details
     if result.pictures:
         data["images"] = parts_to_wire([Image(picture.media_type, picture.data) for picture in result.pictures])
+    data |= nudged(caller.nudge(call, data), data)
     (event,) = await caller.append(caller.draft("tool.finished", data))
     return event
+
+
+def nudged(nudge: str | None, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes in a tool.finished for a model that is to be told something with the result."""
+    return {"output": f"{data['output']}\n\n{nudge}", "nudge": nudge} if nudge is not None else {}
 
 
 async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResult:

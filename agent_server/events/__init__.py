@@ -27,6 +27,7 @@ CONTEXT = frozenset(
         "session.compacted",
         "session.pruned",
         "compaction.failed",
+        "session.repaired",
         "session.reverted",
         "session.unreverted",
         "revert.started",

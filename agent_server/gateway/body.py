@@ -19,6 +19,9 @@ from agent_server.messages import Image, Message, Part, Text, ToolCall, ToolSpec
 TOOL_SETS_LIMIT = 8
 """Sets of tools whose bytes are kept: one for each agent and client that brings its own."""
 
+NOTHING = "(nothing)"
+"""What stands for a blank text: several providers refuse one, and so the whole conversation, for ever."""
+
 Encoded = tuple[tuple[str, str], bytes, bytes]
 """For which provider and model, the message, and the message that must follow its tool results (or b"")."""
 
@@ -93,16 +96,24 @@ def _message(message: Message, target: tuple[str, str]) -> dict[str, Any]:
     if message.role == "assistant":
         return _assistant(message, target)
     if message.role == "tool":
-        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": message.text}
+        return {"role": "tool", "tool_call_id": message.tool_call_id, "content": _filled(message.text)}
     return {"role": message.role, "content": _content(message.content)}
 
 
 def _assistant(message: Message, target: tuple[str, str]) -> dict[str, Any]:
-    encoded: dict[str, Any] = {"role": "assistant", "content": message.text or (None if message.tool_calls else "")}
+    encoded: dict[str, Any] = {"role": "assistant", "content": None if _is_call_alone(message) else _filled(message.text)}
     encoded |= _reasoning(message, target)
     if message.tool_calls:
         encoded["tool_calls"] = [_call(call) for call in message.tool_calls]
     return encoded
+
+
+def _is_call_alone(message: Message) -> bool:
+    return bool(message.tool_calls) and not message.text.strip()
+
+
+def _filled(text: str) -> str:
+    return text if text.strip() else NOTHING
 
 
 def _reasoning(message: Message, target: tuple[str, str]) -> dict[str, Any]:
@@ -143,8 +154,8 @@ def _moved_images(message: Message) -> bytes:
 
 def _content(parts: Sequence[Part]) -> str | list[Mapping[str, Any]]:
     if all(isinstance(part, Text) for part in parts):
-        return "".join(part.text for part in parts if isinstance(part, Text))
-    return [_part(part) for part in parts]
+        return _filled("".join(part.text for part in parts if isinstance(part, Text)))
+    return [_part(part) for part in parts if not isinstance(part, Text) or part.text.strip()]
 
 
 def _part(part: Part) -> Mapping[str, Any]:

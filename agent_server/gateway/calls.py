@@ -1,6 +1,6 @@
 """Tool calls put together from the pieces of a stream, whatever a server leaves out or says twice."""
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any
 
 import msgspec
@@ -22,6 +22,15 @@ def unique_id(wanted: str, taken: Set[str]) -> str:
     while f"{prefix}_{number}" in taken:
         number += 1
     return f"{prefix}_{number}"
+
+
+def distinct(calls: Iterable[ToolCall], taken: Set[str]) -> Iterator[ToolCall]:
+    """The calls with ids that none of `taken` and no other one of them is: some servers count anew in each message, or send none."""
+    ids = set(taken)
+    for call in calls:
+        unique = unique_id(call.id, ids)
+        ids.add(unique)
+        yield call if unique == call.id else ToolCall(unique, call.name, call.arguments)
 
 
 class OpenCall(msgspec.Struct):
@@ -67,11 +76,7 @@ class OpenCalls:
 
     def finish(self, taken: Set[str]) -> Iterator[ToolCall]:
         """The calls, in their order, with ids that no call of the conversation has."""
-        ids = set(taken)
-        for call in self._calls:
-            unique = unique_id(call.id, ids)
-            ids.add(unique)
-            yield ToolCall(unique, call.name, call.arguments)
+        return distinct((ToolCall(call.id, call.name, call.arguments) for call in self._calls), taken)
 
     def _find(self, part: CallPart, name: str) -> OpenCall:
         call = self._numbered(part) if part.index is not None else self._unnumbered(part, name)
@@ -86,15 +91,23 @@ class OpenCalls:
         # vLLM give every piece of one call another id.
         if call and part.id and call.id and part.id != call.id and call.is_whole:
             return None
-        return call
+        return None if call and _begins_anew(call, part) else call
 
     def _unnumbered(self, part: CallPart, name: str) -> OpenCall | None:
         if part.id:
-            return next((call for call in self._calls if call.id == part.id), None)
+            call = next((call for call in reversed(self._calls) if call.id == part.id), None)
+            return None if call and _begins_anew(call, part) else call
         last = self._calls[-1] if self._calls else None
         if last and name and (last.is_whole or last.name != name):
             return None
         return last
+
+
+def _begins_anew(call: OpenCall, part: CallPart) -> bool:
+    """Whether a piece with the id or index of a call is another call: some servers give all calls of a message the same ones."""
+    if part.function is None or not part.function.name:
+        return False
+    return _text(part.function.arguments).lstrip().startswith("{") and call.is_whole
 
 
 def _text(arguments: str | dict[str, Any] | None) -> str:

@@ -24,7 +24,7 @@ OnRetry = Callable[[ModelError, int, float], Awaitable[None]]
 
 async def stream_with_retries(
     gateway: Gateway,
-    messages: Sequence[Message],
+    messages: Sequence[Message] | Callable[[], Sequence[Message]],
     tools: Sequence[ToolSpec],
     options: ModelOptions,
     *,
@@ -33,12 +33,14 @@ async def stream_with_retries(
 ) -> AsyncGenerator[Delta, None]:
     """Gives the deltas of the attempts, one after another, until one of them ends in its Completion.
 
-    The deltas before an `on_retry` belong to a broken attempt and are to be discarded there. Errors: the last ModelError, with
-    `details["tries"]`. Cancellation: close it (`contextlib.aclosing`), so that the connection is closed at once.
+    Where `messages` is a function, each attempt sends what it gives then. The deltas before an `on_retry` belong to a broken
+    attempt and are to be discarded there. Errors: the last ModelError, with `details["tries"]`. Cancellation: close it
+    (`contextlib.aclosing`), so that the connection is closed at once.
     """
     for tries in range(1, MAX_TRIES + 1):
         try:
-            async with aclosing(gateway.stream(messages, tools, options)) as deltas:
+            sent = messages() if callable(messages) else messages
+            async with aclosing(gateway.stream(sent, tools, options)) as deltas:
                 async for delta in deltas:
                     yield delta
             return

@@ -188,6 +188,9 @@ class _Client:
     async def delegate(self, call: ToolCall, assignment: Assignment) -> Delegated:
         raise ToolError("There is no task here that a subagent could work for.")
 
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> None:
+        return None  # whoever calls over MCP has a loop of its own
+
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         return {}  # of whom they were shown to nothing is known here; they can be read as files
 

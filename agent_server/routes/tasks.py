@@ -237,6 +237,8 @@ def _finished(request: Request, task: Task) -> Response:
     wire = task.to_wire()
     if task.status == "failed":
         error = {**task.outcome["error"], "requestId": request.scope["request_id"]}
+        if "response" in task.outcome:  # what it has reached, where a limit has ended it
+            error["details"] = {**error["details"], "response": task.outcome["response"]}
         return reply(request, {"error": error}, task.outcome["status"])
     return reply(request, wire)
 

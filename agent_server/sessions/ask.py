@@ -5,12 +5,14 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from agent_server.commands.output import MaskedText
+from agent_server.events import Draft
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
-from agent_server.gateway.calls import unique_id
+from agent_server.gateway.calls import distinct
 from agent_server.gateway.retry import stream_with_retries
 from agent_server.ids import new_id
 from agent_server.messages import Image, Message, ToolSpec, Usage
 from agent_server.pause import Broken
+from agent_server.sessions.repair import Form
 from agent_server.sessions.run import Paused, Run
 
 
@@ -20,6 +22,8 @@ class Ask:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._added: Sequence[str] = ()
+        self._form: Form | None = None
+        self._refusal: ModelError | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -48,16 +52,41 @@ class Ask:
                 await self._break_off()
 
     async def _stream(self, specs: list[ToolSpec]) -> None:
+        """Makes the call; in other forms of the conversation where the provider refuses it as it is."""
+        self._form, self._refusal = None, None
+        while True:
+            try:
+                return await self._stream_once(specs)
+            except ModelError as error:
+                if not self._takes_another_form(error):
+                    raise _explained(self._refusal or error, self._run.conversation.messages) from error
+                await self._let_go()
+
+    def _takes_another_form(self, error: ModelError) -> bool:
+        """Whether the call is to be made again, in the next form."""
+        if error.fault is not Fault.BAD_REQUEST and not (self._form is not None and error.fault is Fault.CONTEXT_OVERFLOW):
+            return False
+        forms = self._run.conversation.forms
+        left = forms[forms.index(self._form) + 1 :] if self._form is not None else forms
+        if not left:
+            return False
+        self._form, self._refusal = left[0], self._refusal or error
+        return True
+
+    def _messages(self) -> Sequence[Message]:
+        """What the next try is made of: a message that came meanwhile is in it, too."""
+        conversation = self._run.conversation
+        self._added = conversation.added
+        return [self._run.system, *(conversation.messages if self._form is None else conversation.in_form(self._form))]
+
+    async def _stream_once(self, specs: list[ToolSpec]) -> None:
         run = self._run
-        messages = [run.system, *run.conversation.messages]
-        self._added = run.conversation.added  # what comes from here on is for the next one
         run.is_waiting = True
         try:
-            async with aclosing(stream_with_retries(run.around.gateway, messages, specs, run.options, on_retry=self._discard)) as stream:
+            tries = stream_with_retries(run.around.gateway, self._messages, specs, run.options, on_retry=self._discard)
+            async with aclosing(tries) as stream:
                 async for delta in stream:
                     self._take(delta)
-        except ModelError as error:
-            raise _explained(error, messages) from error
         finally:
             run.is_waiting = False
             self._end()  # no delta may come after the event that ends the task
@@ -80,12 +109,9 @@ class Ask:
         self._is_complete = True
         self._end()
         calls = []
-        taken = set(run.conversation.call_ids)  # the model cannot know those that were compacted
-        for call in message.tool_calls:
-            call_id = unique_id(call.id, taken)
-            taken.add(call_id)
-            run.arguments[call_id] = call.arguments
-            calls.append({"id": call_id, "name": call.name, "arguments": call.arguments})
+        for call in distinct(message.tool_calls, run.conversation.call_ids):  # the model cannot know those that were compacted
+            run.arguments[call.id] = call.arguments
+            calls.append({"id": call.id, "name": call.name, "arguments": call.arguments})
         data: dict[str, Any] = {
             "messageId": self._message_id,
             "text": message.text,
@@ -97,7 +123,14 @@ class Ask:
             data["reasoning"] = message.reasoning
         if self._added:
             data["added"] = self._added
-        run.post(run.draft("message.completed", data))
+        run.post(*self._repair(), run.draft("message.completed", data))
+
+    def _repair(self) -> list[Draft]:
+        """What the log says of the form that the provider took, so that all later requests begin with it."""
+        if self._form is None or self._refusal is None:
+            return []
+        why = {"reason": self._refusal.fault.value, "error": self._refusal.message}
+        return [self._run.draft("session.repaired", {"messageId": new_id("msg"), "form": self._form, "added": self._added, **why})]
 
     def _end(self) -> None:
         self._text.end()
@@ -106,20 +139,22 @@ class Ask:
     async def _break_off(self) -> None:
         """Waits until the call may be made again, as another message."""
         run = self._run
-        if self._is_begun:
-            await run.append(run.draft("message.discarded", {"messageId": self._message_id}))
-        self._begin()
+        await self._let_go()
         await run.around.pause.point()
         if run.is_draining():
             raise Paused
+
+    async def _let_go(self) -> None:
+        drafts = [self._run.draft("message.discarded", {"messageId": self._message_id})] if self._is_begun else []
+        self._begin()  # before anything is waited for: a call that is broken off here must not be discarded twice
+        await self._run.append(*drafts)
 
     async def _discard(self, error: ModelError, attempt: int, delay: float) -> None:
         self._end()
         run = self._run
         retrying = {"attempt": attempt, "delay_ms": round(delay * 1000), "reason": error.fault.value, "error": error.message}
-        drafts = [run.draft("message.discarded", {"messageId": self._message_id})] if self._is_begun else []
-        self._begin()  # before anything is waited for: a call that is broken off here must not be discarded twice
-        await run.append(*drafts, run.draft("task.retrying", retrying))
+        await self._let_go()
+        await run.append(run.draft("task.retrying", retrying))
 
 
 def _explained(error: ModelError, messages: Sequence[Message]) -> ModelError:

@@ -5,6 +5,7 @@ Which task is attempted, and when, is `sessions.py`.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from agent_server.sessions import conversation, session_index, tasks, waits
 from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import GivenUp, failed, failure
 from agent_server.sessions.loop import work
+from agent_server.sessions.reached import is_limit, reached
 from agent_server.sessions.run import Paused, Run, Surroundings
 from agent_server.sessions.slots import Slot
 from agent_server.sessions.tasks import Task
@@ -118,7 +120,9 @@ class Attempts:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise TaskTimeout(f"The task did not end within its timeout of {task.given['timeout_ms']} ms.") from None
+            limit = task.given["timeout_ms"]
+            details = {"reason": "timeout", "limit": limit, "reached": limit}
+            raise TaskTimeout(f"The task did not end within its timeout of {limit} ms.", details=details) from None
         await finish(self._complete(run, answer))
 
     async def _rules(self, task: Task) -> Any:
@@ -159,7 +163,8 @@ class Attempts:
         ends = [interrupted(call, CANCELLED, details.get(call.id)) for call in state.open_calls if call.id in begun]
         changes = await self._checkpoints.end(task) if task.started is not None else []
         drafts = [Draft("tool.finished", end, task.session_id, task_id) for end in ends]
-        await self._log.append(*drafts, failed(task, told, phase, changes))
+        answer = reached(task, told, state, changes, time.time_ns() // 1_000_000) if is_limit(told) else None
+        await self._log.append(*drafts, failed(task, told, phase, changes, answer))
         await self.forget(task)
 
     async def forget(self, task: Task) -> None:
@@ -184,7 +189,10 @@ class Attempts:
         is_waiting = task.phase == "waiting"
         is_idle = is_waiting or any(child.ended is None for child in await tasks.find_children(self._log, task.task_id))
         if task.resumptions >= MAX_RESUMPTIONS and not is_idle:
-            raise GivenUp(f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.")
+            raise GivenUp(
+                f"The task was resumed {MAX_RESUMPTIONS} times without finishing a step; it may be what ends the server.",
+                details={"reason": "resumptions", "limit": MAX_RESUMPTIONS, "reached": task.resumptions},
+            )
         # The ends of commands are told by this start too, where the one before did not: they say nothing of how long it worked.
         # What its subagents did is its own time too.
         own = "(task_id = ? OR task_id IN (SELECT task_id FROM tasks WHERE parent_id = ?))"

@@ -13,6 +13,8 @@ from agent_server.calling import plan
 from agent_server.events import Event
 from agent_server.events.log import EventLog
 from agent_server.messages import Image, Message, Part, Text, ToolCall
+from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
+from agent_server.sessions.stuck import Repetition
 
 NOT_RUN = "Not run: the task ended before this call began."
 INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have run, in part or whole; check before you repeat it."
@@ -56,8 +58,9 @@ class Conversation:
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
     output of each process in the background was, `files` the stamps of the files that were read or written, by name, `allowed` the
-    permissions and patterns that a client has allowed for good; `steps`, `cost`
-    (USD) and `corrections` (answers that did not fit the schema) are the present task's, `usage` the last model call's.
+    permissions and patterns that a client has allowed for good; `steps`, `cost` (USD), `corrections` (answers that did not fit the
+    schema), `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
+    `call_ids` are those of all calls, also of messages that are no longer shown: none may come again.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
     `compactions` counts those in a row, failed ones too, that the present task has made since its last answer.
     """
@@ -75,11 +78,13 @@ class Conversation:
         self.allowed: set[tuple[str, str]] = set()
         self.steps = 0
         self.corrections = 0
+        self.repairs = 0
+        self.repetition = Repetition()
+        self.call_ids: set[str] = set()
         self.usage: Mapping[str, Any] = {}
         self.cost = 0.0
         self.measured = self.measured_at = 0
         self.compactions = 0
-        self.call_ids: set[str] = set()  # of all calls there ever were: none may come again, also when its message is gone
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
@@ -90,7 +95,7 @@ class Conversation:
     @property
     def messages(self) -> Sequence[Message]:
         """What the next request is made of: the conversation so far, and then what was added for it."""
-        return [entry.message for entry in (*self.entries, *self._added.get(self._task_id or "", ()))]
+        return [entry.message for entry in self._shown]
 
     @property
     def added(self) -> Sequence[str]:
@@ -122,6 +127,24 @@ class Conversation:
         """Gives the entries with a result for every call: `output` for those that are open."""
         ends = [_result(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
         return [*self.entries, *ends]
+
+    @property
+    def forms(self) -> Sequence[Form]:
+        """The other forms in which the next request can be made, where its provider refuses it: once for each task."""
+        return forms(self._said(self._shown)) if not self.repairs else ()
+
+    def in_form(self, form: Form) -> Sequence[Message]:
+        """What the next request is made of, in another form."""
+        return reformed(self._said(self._shown), form)
+
+    @property
+    def _shown(self) -> list[Entry]:
+        return [*self.entries, *self._added.get(self._task_id or "", ())]
+
+    def _said(self, entries: Sequence[Entry]) -> list[Said]:
+        own = [entry.message.role == "user" and entry.task_id == self._task_id and not entry.is_summary for entry in entries]
+        # A task whose prompt is in a summary has that to go by.
+        return [(entry.message, is_own or (entry.is_summary and not any(own))) for entry, is_own in zip(entries, own, strict=True)]
 
     def apply(self, event: Event) -> None:
         """Takes the next event in. Skips types that are none of a conversation's."""
@@ -159,7 +182,8 @@ class Conversation:
         self._close_calls()
         task_id = event.task_id or ""
         self._task_id = task_id
-        self.steps, self.corrections, self.compactions, self.cost = 0, 0, 0, 0.0
+        self.steps, self.corrections, self.repairs, self.compactions, self.cost = 0, 0, 0, 0, 0.0
+        self.repetition = Repetition()
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         entry = self._prompts.pop(task_id, blank)
         if self._is_plan and task_id not in self._plans:
@@ -184,11 +208,12 @@ class Conversation:
         message = Message("assistant", content, calls, reasoning=data.get("reasoning"))
         self.entries.append(Entry(data["messageId"], message, event.time, event.task_id))
         self._open = {call.id: call for call in calls}
+        self.call_ids.update(self._open)
+        self.repetition.begin_turn()
         self.steps += 1
         self.usage = data.get("usage") or {}
         self.cost += self.usage.get("cost") or 0.0
         self.compactions = 0
-        self.call_ids.update(self._open)
         self._measure(message)
 
     def _measure(self, answer: Message) -> None:
@@ -201,12 +226,16 @@ class Conversation:
     def _enter(self, task_id: str, message_ids: Sequence[str]) -> None:
         """Puts what was added and sent into its place, before the answer to it."""
         waiting = self._added.get(task_id, [])
-        self.entries += [entry for entry in waiting if entry.message_id in message_ids]
+        entering = [entry for entry in waiting if entry.message_id in message_ids]
+        if entering:
+            self.repetition = Repetition()  # what is done from here on answers something else
+        self.entries += entering
         self._added[task_id] = [entry for entry in waiting if entry.message_id not in message_ids]
 
     def _returned(self, event: Event) -> None:
         call_id = event.data["toolCallId"]
-        if self._open.pop(call_id, None) is not None:
+        if (call := self._open.pop(call_id, None)) is not None:
+            self.repetition.add(call.name, call.arguments, event.data)
             self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
         details = event.data.get("details", {})
         self.instructions.update(details.get("instructions", ()))
@@ -227,10 +256,8 @@ class Conversation:
             keeps = event.data.get("keeps", ())
             kept = [entry for entry in gone if entry.message_id in keeps and entry.message.role == "user"]
             message = summary_message(event.data["summary"], goes_on=event.task_id is not None and self.steps > 0)
-            files = {name: stamp for entry in gone for name, stamp in entry.files.items()}
-            todos = next((entry.todos for entry in reversed(gone) if entry.todos is not None), None)
             ids = (event.data["messageId"], message, event.time, event.task_id)
-            self.entries[:cut] = [*kept, Entry(*ids, is_summary=True, files=files, todos=todos)]
+            self.entries[:cut] = [*kept, Entry(*ids, is_summary=True, **_standing(gone))]
             self._changed()
         self._spent(event)
 
@@ -247,6 +274,23 @@ class Conversation:
         """Forgets what is no longer true when entries have gone."""
         self.instructions = {name for entry in self.entries for name in entry.instructions}
         self.measured = self.measured_at = 0
+
+    def _repaired(self, event: Event) -> None:
+        data = event.data
+        if data["form"] not in FORMS:
+            return
+        self._close_calls()
+        self._enter(event.task_id or "", data["added"])
+        messages = reformed(self._said(self.entries), data["form"])
+        if data["form"] == "plain":
+            pairs = zip(self.entries, messages, strict=True)
+            self.entries = [msgspec.structs.replace(entry, message=message) for entry, message in pairs]
+        else:
+            shown = tuple(sorted(self.instructions)) if data["form"] == "transcript" else ()
+            told = {"instructions": shown, **_standing(self.entries)}
+            self.entries = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
+        self.repairs += 1
+        self._changed()
 
     def _ended(self, event: Event) -> None:
         task_id = event.task_id or ""
@@ -275,6 +319,7 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "session.compacted": Conversation._compacted,
     "session.pruned": Conversation._pruned,
     "compaction.failed": Conversation._spent,
+    "session.repaired": Conversation._repaired,
     "message.copied": Conversation._copied,
     "message.added": Conversation._came,
     "message.completed": Conversation._answered,
@@ -304,6 +349,12 @@ def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
     if len(files) > MAX_FILES:
         for name in list(files)[:-MAX_FILES]:  # a copy: calls side by side do this in threads
             files.pop(name, None)
+
+
+def _standing(gone: Sequence[Entry]) -> dict[str, Any]:
+    """What still holds of entries whose place a summary takes: the files that were seen, and the newest todo list."""
+    files = {name: stamp for entry in gone for name, stamp in entry.files.items()}
+    return {"files": files, "todos": next((entry.todos for entry in reversed(gone) if entry.todos is not None), None)}
 
 
 def _without_output(entry: Entry) -> Entry:

@@ -4,9 +4,10 @@ import hashlib
 import time
 from typing import Any
 
-from agent_server.calling.calls import bounded
+from agent_server.calling.calls import bounded, nudged
 from agent_server.errors import Conflict, NotFound
 from agent_server.events import Event
+from agent_server.sessions.conversation import Conversation
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.tasks import Task
 
@@ -35,6 +36,15 @@ async def result(around: Surroundings, task: Task, call_id: str, text: str, *, i
         "digest": digest,
         "awaited": len(open_ids - {call_id}),
     }
+
+
+def with_nudge(around: Surroundings, state: Conversation, data: dict[str, Any]) -> dict[str, Any]:
+    """Gives what `tool.finished` says of a client's result, with what the model is to be told where it repeats itself."""
+    call = next((call for call in state.open_calls if call.id == data["toolCallId"]), None)
+    if call is None:
+        return data
+    masked = {**data, "output": around.secrets.mask(data["output"])}
+    return data | nudged(state.repetition.nudge(call.name, call.arguments, masked), data)
 
 
 async def _history(around: Surroundings, task: Task, call_id: str) -> tuple[Event | None, Event | None, set[str]]:

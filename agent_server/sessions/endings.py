@@ -34,9 +34,12 @@ def cancelled(task_id: str) -> AgentServerError:
     return Conflict("The task was cancelled.", code="TASK_CANCELLED", details={"taskId": task_id})
 
 
-def failed(task: Task, error: AgentServerError, phase: str, changes: Sequence[Mapping[str, Any]] = ()) -> Draft:
-    """Gives the event that ends a task with an error."""
+def failed(
+    task: Task, error: AgentServerError, phase: str, changes: Sequence[Mapping[str, Any]] = (), response: str | None = None
+) -> Draft:
+    """Gives the event that ends a task with an error, and with what it has reached where that is told."""
     described = {"code": error.code, "message": error.message, "details": {**error.details, "taskId": task.task_id}}
     done = {"usage": task.usage, "steps": task.steps, "toolsUsed": task.tools_used, "changes": list(changes)}
-    data = {"error": described, "status": error.status, "phase": phase, **done}
+    answer = {"response": response} if response is not None else {}
+    data = {**answer, "error": described, "status": error.status, "phase": phase, **done}
     return Draft("task.failed", data, task.session_id, task.task_id, sync=True)

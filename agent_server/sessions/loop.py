@@ -55,6 +55,9 @@ def _check_limits(run: Run, steps: int, cost: float) -> None:
     elif run.max_cost is not None and cost >= run.max_cost:
         what, name = f"a cost of {cost:.4f} USD", "maxCost"
         reached = {"reason": "max_cost", "limit": run.max_cost, "reached": cost}
+    elif not run.conversation.added and (stuck := run.conversation.repetition.stuck()) is not None:
+        text = f"The task stopped because its calls repeated themselves {stuck['reached']} times; say what it should do otherwise."
+        raise Unprocessable(text, details=stuck)
     else:
         return
     raise Unprocessable(f"The task stopped at {what}, its limit; raise {name} or give it less to do.", details=reached)

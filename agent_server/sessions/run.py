@@ -90,6 +90,9 @@ class Caller(Protocol):
     async def delegate(self, call: ToolCall, assignment: Assignment) -> Outcome:
         """Has a subagent do what a call asks for; see ToolContext. Errors: ToolError."""
 
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> str | None:
+        """What the model is to be told with the result of a call that has ended so, because it repeats itself."""
+
 
 class Delegating(Protocol):
     """Who has subagents at work for a task."""
@@ -192,6 +195,13 @@ class Run(msgspec.Struct):
 
     async def delegate(self, call: ToolCall, assignment: Assignment) -> Outcome:
         return await self.subagents.delegate(self, call, assignment)
+
+    def nudge(self, call: ToolCall, ended: Mapping[str, Any]) -> str | None:
+        repetition = self.conversation.repetition
+        if not repetition.has(call.name, call.arguments):
+            return None
+        # What it is compared with comes from the log, which has it masked.
+        return repetition.nudge(call.name, call.arguments, {**ended, "output": self.around.secrets.mask(ended["output"])})
 
     def nested_instructions(self, path: Path) -> Mapping[str, str]:
         seen = self.conversation.instructions

@@ -22,6 +22,7 @@ from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.sessions import delivery, session_index, tasks, waits
 from agent_server.sessions.attempts import Active, Attempts, Checkpoints, built_in
+from agent_server.sessions.conversation import Conversation, load
 from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import cancelled, failed, failure
 from agent_server.sessions.run import Surroundings
@@ -219,7 +220,9 @@ class Sessions:
             await self.ready()
             task = await tasks.find(self._log, task_id)
             if (data := await delivery.result(self.around, task, call_id, text, is_error=is_error)) is not None:
-                await self._tell(await self._unended(task_id), Draft("tool.finished", data, task.session_id, task_id, sync=True))
+                task = await self._unended(task_id)
+                ended = delivery.with_nudge(self.around, await self._conversation(task), data)
+                await self._tell(task, Draft("tool.finished", ended, task.session_id, task_id, sync=True))
         return task
 
     async def reply(
@@ -244,6 +247,11 @@ class Sessions:
             data = {waits.ASKING[asking]: request_id, "toolCallId": call_id, **given, "awaited": len(known.open) - 1}
             await self._tell(task, Draft(answering, data, session_id, task_id, sync=True))
         return asked
+
+    async def _conversation(self, task: Task) -> Conversation:
+        """Gives what a task's session holds: as its run has it, or, where it has none, from the log."""
+        active = self._active.get(task.task_id)
+        return active.run.conversation if active is not None and active.run is not None else await load(self._log, task.session_id)
 
     async def _unended(self, task_id: str) -> Task:
         await self.ready()

@@ -26,17 +26,45 @@ def complaint(body: dict[str, Any]) -> str | None:
     return next((text for message in messages if (text := _content_complaint(message))), None) or _pairing_complaint(messages)
 
 
+def refusal(body: dict[str, Any], what: str) -> str | None:
+    """Why a provider that does not take `what` would answer 400 to this body; None when it would not."""
+    messages = body["messages"][1:]
+    roles = [message["role"] for message in messages]
+    match what:
+        case "reasoning" if any("reasoning_details" in message or "reasoning_content" in message for message in messages):
+            return "messages.1.content.0: Invalid `signature` in `thinking` block"
+        case "images" if "image_url" in json.dumps(messages):
+            return "Could not process image"
+        case "calls" if "tool" in roles:
+            return "messages.2: `tool_use` ids were found without `tool_result` blocks immediately after: toolu_1"
+        case "roles" if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
+            return "Conversation roles must alternate user/assistant/user/assistant/..."
+        case "everything":
+            return "The model `nonesuch` does not exist"
+        case _ if what.startswith("word ") and what.removeprefix("word ") in json.dumps(messages):
+            return "The prompt was filtered due to content management policy"
+    return None
+
+
 def _content_complaint(message: dict[str, Any]) -> str | None:
     role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
     if role == "assistant":
         if text := _parts_complaint(message):
             return text
-        if not content and not calls:
+        if not _spoken(content) and not calls:
             return "an assistant's message must have content or tool_calls"
+        if isinstance(content, str) and content and not content.strip():
+            return "text content blocks must contain non-whitespace text"
         return next((text for call in calls or [] if (text := _call_complaint(call))), None)
-    if content is None or content == []:
+    if not content or (isinstance(content, str) and not content.strip()):
         return f"a message of role {role} must have content"
     return _parts_complaint(message)
+
+
+def _spoken(content: Any) -> bool:
+    """Whether it has a text that is not blank."""
+    texts = [part.get("text", "-") for part in content] if isinstance(content, list) else [content or ""]
+    return any(text.strip() for text in texts)
 
 
 def _parts_complaint(message: dict[str, Any]) -> str | None:
@@ -46,6 +74,8 @@ def _parts_complaint(message: dict[str, Any]) -> str | None:
         return f"content of role {message['role']} must be a string, or texts of which one is marked for the cache"
     if any(not part.get("text", "-").strip() for part in marked):
         return "cache_control cannot be set for empty text blocks"
+    if any(part["type"] == "text" and not part["text"].strip() for part in parts):
+        return "text content blocks must contain non-whitespace text"
     return None
 
 

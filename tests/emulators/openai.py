@@ -26,7 +26,7 @@ from typing import Any
 
 import msgspec
 
-from tests.emulators.history import complaint
+from tests.emulators.history import complaint, refusal
 from tests.emulators.http import Connection, Request, serve
 
 REPOSITORY = Path(__file__).parents[2]
@@ -82,6 +82,9 @@ class Turn(msgspec.Struct, forbid_unknown_fields=True):
     """An error that comes as the last event."""
     garbage: bool = False
     """Ends in an event that is no JSON."""
+
+    refuses: list[str] = []
+    """What it does not take of a conversation (`history.refusal`): it answers 400, and keeps the turn for the next request."""
 
     script: str | None = None
     """"bash-true": calls bash with `command` until `steps` results are in the request, and then says `text`. It is a function
@@ -150,9 +153,13 @@ class Model:
         if body and self._is_strict and (text := complaint(body)):
             await connection.answer(400, _error({"message": text, "type": "invalid_request_error"}))
             return
+        wanted = self._script[0][0].refuses if self._script else []
+        if text := next((text for what in wanted if (text := refusal(body, what))), None):
+            await connection.answer(400, _error({"message": text, "type": "invalid_request_error"}))
+            return
         turn = self._next()
         if turn is None:
-            await connection.answer(400, _error({"message": "The emulator's script is over."}))
+            await connection.answer(401, _error({"message": "The emulator's script is over."}))
         elif turn.script:
             await _send(_scripted(turn, body), body, _size(request.body), connection)
         else:

@@ -59,7 +59,7 @@ def test_a_turn_is_spent_only_on_a_valid_request() -> None:
         emulator.script({"text": "Hello", "whole": True})
         assert post(emulator, [])[0] == 400
         assert post(emulator, [USER])[0] == 200
-        assert post(emulator, [USER]) == (400, '{"error":{"message":"The emulator\'s script is over."}}')
+        assert post(emulator, [USER]) == (401, '{"error":{"message":"The emulator\'s script is over."}}')
         assert [bool(record.body) for record in emulator.requests()] == [True, True, True]
 
 

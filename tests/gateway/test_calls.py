@@ -3,7 +3,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from agent_server.gateway.calls import OpenCalls, unique_id
+from agent_server.gateway.calls import OpenCalls, distinct, unique_id
 from agent_server.gateway.chunks import CallPart
 from agent_server.messages import ToolCall
 
@@ -39,6 +39,9 @@ def piece(name: str | None, arguments: str | dict[str, Any] | None, **rest: Any)
         ([piece("a", "{oops", index=0, id="x")], [("x", "a", "{oops")]),
         ([piece("a", "{}", index=0, id="x"), piece("b", "{}", index=1, id="x")], [("x", "a", "{}"), ("x_1", "b", "{}")]),
         ([piece("a", "{}", index=0, id="x"), {"index": 1}, piece(None, "", index=2)], [("x", "a", "{}")]),
+        ([piece("a", '{"n":1}', id="x"), piece("a", '{"n":2}', id="x")], [("x", "a", '{"n":1}'), ("x_1", "a", '{"n":2}')]),
+        ([piece("a", "{}", index=0, id="x"), piece("b", "{}", index=0, id="x")], [("x", "a", "{}"), ("x_1", "b", "{}")]),
+        ([piece("a", '{"n":1}', index=0, id="x"), piece("a", "", index=0, id="x")], [("x", "a", '{"n":1}')]),
     ],
 )
 def test_pieces_become_calls(parts: list[dict[str, Any]], calls: list[tuple[str, str, str]]) -> None:
@@ -57,3 +60,14 @@ def test_a_made_up_id_is_deterministic_and_free() -> None:
     assert unique_id("", set()) == "call_0"
     assert unique_id("", {"call_1"}) == "call_2"
     assert unique_id("wanted", {"other"}) == "wanted"
+
+
+def test_whole_calls_of_any_server_get_ids_of_their_own() -> None:
+    taken = {"call_0", "call_1"}
+    calls = [ToolCall("", "a", "{}"), ToolCall("call_0", "a", "{}"), ToolCall("x", "a", "{}"), ToolCall("x", "b", "{}")]
+    told = list(distinct(calls, taken))
+    assert [(call.name, call.arguments) for call in told] == [("a", "{}"), ("a", "{}"), ("a", "{}"), ("b", "{}")]
+    ids = [call.id for call in told]
+    assert len({*ids, *taken}) == len(ids) + len(taken)
+    assert ids[2] == "x"
+    assert list(distinct(calls, taken)) == told
