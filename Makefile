@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 BIN := $(VENV)/bin
 
-.PHONY: demo serve test test-large test-slow check bench lock clean need
+.PHONY: demo serve test test-large test-slow check bench tasks lock clean need
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/run.stamp  ## Run a whole task, end to end: on the model of your key, else on a recorded conversation
@@ -30,6 +30,9 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks $(ARGS)
+
+tasks: $(VENV)/dev.stamp  ## Small coding tasks: recorded, or on a model: make tasks ARGS="--provider openrouter --model anthropic/claude-sonnet-4.5"
+	$(BIN)/python -m benchmarks.tasks $(ARGS)
 
 lock: $(VENV)/dev.stamp  ## Resolve the dependencies anew and write both lock files, with hashes
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --upgrade --extra build pyproject.toml -o requirements.lock

@@ -1,0 +1,2 @@
+from app.customers import Customer
+from app.orders import Order, describe
