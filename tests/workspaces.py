@@ -5,6 +5,7 @@ import os
 import stat
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from agent_server.changes.changes import Change
 
@@ -82,3 +83,14 @@ def write(path: Path, contents: str | bytes = b"") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(contents.encode() if isinstance(contents, str) else contents)
     return path
+
+
+class Recorder:
+    """A Spawn that notes the commands it started."""
+
+    def __init__(self) -> None:
+        self.commands: list[str] = []
+
+    def __call__(self, argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
+        self.commands.append(argv[1])
+        return subprocess.Popen(argv, **options)

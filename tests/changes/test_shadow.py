@@ -2,27 +2,14 @@
 
 import asyncio
 import os
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent_server.changes.shadow import Shadow
 from agent_server.errors import InvalidRequest, NotFound
-from tests.workspaces import fingerprint, git, told, write
-
-
-class Recorder:
-    """A Spawn that notes the commands it started."""
-
-    def __init__(self) -> None:
-        self.commands: list[str] = []
-
-    def __call__(self, argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-        self.commands.append(argv[1])
-        return subprocess.Popen(argv, **options)
+from tests.workspaces import Recorder, fingerprint, git, told, write
 
 
 def test_checkpoints_are_kept_by_name(shadow: Shadow, workspace: Path) -> None:

@@ -1,26 +1,13 @@
 """Repositories inside the workspace are folders to the shadow repository."""
 
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent_server.changes.shadow import Shadow
-from tests.workspaces import compared, fingerprint, git, look, told, write
-
-
-class Recorder:
-    """A Spawn that notes the commands it started."""
-
-    def __init__(self) -> None:
-        self.commands: list[str] = []
-
-    def __call__(self, argv: list[str], **options: Any) -> "subprocess.Popen[bytes]":
-        self.commands.append(argv[1])
-        return subprocess.Popen(argv, **options)
+from tests.workspaces import Recorder, compared, fingerprint, git, look, told, write
 
 
 def _empty(folder: Path) -> None:
