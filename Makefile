@@ -14,7 +14,7 @@ serve: $(VENV)/run.stamp  ## Run the server on this folder's ./workspace
 	@WORKSPACE_DIR=$${WORKSPACE_DIR:-$(CURDIR)/workspace} DATA_DIR=$${DATA_DIR:-$(CURDIR)/.data} $(BIN)/agent-server serve
 
 test: $(VENV)/dev.stamp $(VENV)/node.stamp
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile $(ARGS)  # a file to a process: most of a test's time is waiting
 
 test-large: $(VENV)/dev.stamp  ## Snapshots of a workspace of 2 GiB, and many kills in them; takes some minutes and 10 GiB of disk
 	SNAPSHOT_MIB=2048 SNAPSHOT_KILLS=50 $(BIN)/python -m pytest -q --timeout 1800 tests/snapshots $(ARGS)

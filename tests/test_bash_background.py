@@ -127,7 +127,7 @@ def test_a_timeout_ends_it_when_one_is_given(agent: Agent) -> None:
 
 
 def test_a_session_has_a_bounded_number_of_them(agent: Agent) -> None:
-    ends = agent.calls(*[("bash", {"command": "exec sleep 300", "background": True})] * (MOST + 1))
+    ends = agent.calls(*(("bash", {"command": f"exec sleep {300 + number}", "background": True}) for number in range(MOST + 1)))
     ids = [end["details"]["processId"] for end in ends[:MOST]]
     assert ends[-1]["isError"]
     assert ends[-1]["output"].startswith(f"Error: {MOST} commands of this session run in the background")

@@ -325,14 +325,16 @@ def test_nothing_is_left_open_after_many_commands(server: ServerProcess) -> None
 def test_a_command_whose_client_went_away_goes_on_to_its_own_end_or_its_timeout(server: ServerProcess) -> None:
     before = server.get("/health").json()
     after = max(event["seq"] for event in server.get("/logs?level=debug").json()["logs"])
-    for script, timeout in (("sleep 0.5; echo made > made", 20_000), ("touch begun; sleep 66; touch never", 1_000)):
+    left = "touch begun; while [ ! -e left ]; do sleep 0.05; done; rm begun; echo made > made"
+    for script, timeout in ((left, 20_000), ("touch begun; sleep 66; touch never", 1_000)):
         body = json.dumps({"command": script, "timeout": timeout}).encode()
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port or 80)) as connection:
             head = f"POST /execute HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {len(body)}\r\n\r\n"
             connection.sendall(head.encode() + body)
-            wait_until(lambda: alive(server))
-    wait_until((server.workspace / "made").exists)
+            wait_until((server.workspace / "begun").exists)
+        (server.workspace / "left").touch()
+        wait_until((server.workspace / "made").exists)
     with server.client() as client, client.stream("GET", f"/events?after={after}") as response:
         ends = []
         for event in events(response):

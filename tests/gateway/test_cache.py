@@ -59,9 +59,10 @@ def test_the_system_prompt_and_the_last_two_messages_are_marked() -> None:
 
 def test_messages_without_a_text_are_passed_over() -> None:
     silent = Message("assistant", (), (CALL,))
-    empty = Message("tool", (Text(" \n"),), tool_call_id="call_0")
-    assert marked(SYSTEM, user("Hi"), silent, empty) == [0, 1]
-    assert marked(SYSTEM, user("Hi"), silent, empty, user("more")) == [0, 1, 4]
+    empty = Message("tool", (Text(" \n"),), tool_call_id="call_0")  # which is sent as "(nothing)"
+    assert marked(SYSTEM, user("Hi"), silent, empty) == [0, 1, 3]
+    assert marked(SYSTEM, user("Hi"), user("you"), silent) == [0, 1, 2]
+    assert marked(SYSTEM, user("Hi"), silent, user("more")) == [0, 1, 3]
     assert marked(Message("system", (Text(""),)), user("Hi")) == [1]
     assert marked(user("Hi")) == [0]
 

@@ -65,14 +65,30 @@ def test_an_exception_of_litellms_has_its_fault(error: Exception, was_sent: bool
                 {"role": "tool", "content": "c", "tool_call_id": "d"},
             ],
             [
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": [{"type": "text", "text": "b", **MARK}]},
+                {"role": "tool", "content": "c", "tool_call_id": "d", **MARK},
+            ],
+        ),
+        (
+            [
+                {"role": "system", "content": "S"},
+                {"role": "user", "content": "a"},
+                {"role": "assistant", "content": None, "tool_calls": []},
+                {"role": "tool", "content": "c", "tool_call_id": "d"},
+            ],
+            [
+                {"role": "system", "content": [{"type": "text", "text": "S", **MARK}]},
                 {"role": "user", "content": [{"type": "text", "text": "a", **MARK}]},
-                {"role": "assistant", "content": "b"},
+                {"role": "assistant", "content": None, "tool_calls": []},
                 {"role": "tool", "content": "c", "tool_call_id": "d", **MARK},
             ],
         ),
     ],
 )
-def test_the_cache_is_marked_after_the_prompt_and_at_the_end(messages: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def test_the_prompt_and_the_last_two_messages_are_marked_for_the_cache(
+    messages: list[dict[str, Any]], expected: list[dict[str, Any]]
+) -> None:
     before = repr(messages)
     assert marked(messages) == expected
     assert repr(messages) == before

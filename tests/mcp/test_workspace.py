@@ -141,7 +141,6 @@ def test_variables_are_those_of_commands_never_the_servers_own(agent: ServerProc
         (".mcp.json", '{"mcpServers": {"x": {"url": "file:///etc/passwd"}}}', "http or https"),
         (".mcp.json", '{"mcpServers": {"x": {"command": "a\\u0000b"}}}', "NUL"),
         (".mcp.json", '{"mcpServers": {"x": {"command": "x", "timeout": -1}}}', "timeout"),
-        ("opencode.json", "{", "no JSON object"),
         ("opencode.json", '{"mcp": []}', "must be an object"),
         ("opencode.json", '{"mcp": {"x": {"type": "local", "command": []}}}', "needs a command"),
         ("opencode.json", '{"mcp": {"x": {"type": "remote"}}}', "URL"),
