@@ -7,13 +7,14 @@ keys may have, are passed over. No YAML library: this needs a hundredth of one, 
 import re
 from collections.abc import Mapping, Sequence
 
-_KEY = re.compile(r"""(["']?)([A-Za-z0-9_.-]+)\1[ \t]*:(?:[ \t]+(.*)|)$""")
-_BLOCK = re.compile(r"[|>](?:[+-]?[1-9]?|[1-9][+-])[ \t]*(?:#.*)?$")
-_COMMENT = re.compile(r"(?:^|[ \t])#.*$")
-_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"[ \t]*(?:#.*)?$', re.DOTALL)
-_SINGLE = re.compile(r"'((?:[^']|'')*)'[ \t]*(?:#.*)?$", re.DOTALL)
-_ESCAPE = re.compile(r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)")
-_NESTED = re.compile(r"[ \t]*(- |-$|[^\s#]+:(\s|$))")
+# Patterns are compiled where they are first used: a start has no use for them.
+_KEY = r"""(["']?)([A-Za-z0-9_.-]+)\1[ \t]*:(?:[ \t]+(.*)|)$"""
+_BLOCK = r"[|>](?:[+-]?[1-9]?|[1-9][+-])[ \t]*(?:#.*)?$"
+_COMMENT = r"(?:^|[ \t])#.*$"
+_DOUBLE = r'(?s)"((?:[^"\\]|\\.)*)"[ \t]*(?:#.*)?$'
+_SINGLE = r"(?s)'((?:[^']|'')*)'[ \t]*(?:#.*)?$"
+_ESCAPE = r"\\(x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|U[0-9A-Fa-f]{8}|.)"
+_NESTED = r"[ \t]*(- |-$|[^\s#]+:(\s|$))"
 
 _ESCAPES: Mapping[str, str] = dict(zip('0abt\tnvfre "/\\N_LP', '\0\a\b\t\t\n\v\f\r\x1b "/\\\x85\xa0\u2028\u2029', strict=True))
 _NO_TEXT = ("[", "{", "&", "*", "!", "%", "@", "`", ",", "]", "}", "|", ">", "- ", "? ")
@@ -52,7 +53,7 @@ def _fields(lines: Sequence[str]) -> dict[str, str]:
         at += 1
         if not line or line.startswith("#"):
             continue
-        found = _KEY.match(line)
+        found = re.match(_KEY, line)
         if found is None:
             raise FrontMatterInvalid(f"its front matter has a line that is no `key: value`: {line[:80]!r}")
         begin, key = at, found[2]
@@ -66,24 +67,24 @@ def _fields(lines: Sequence[str]) -> dict[str, str]:
 
 def _value(key: str, first: str, rest: Sequence[str]) -> str:
     """Gives a value as text; "" for a list or a mapping."""
-    if _BLOCK.match(first):
+    if re.match(_BLOCK, first):
         return "\n".join(rest)
     if first.startswith(("'", '"')):
         return _quoted(key, "\n".join([first, *(line.strip() for line in rest)]).rstrip())
-    plain = _COMMENT.sub("", first).strip()
-    if plain.startswith(_NO_TEXT) or plain in _NULLS or (not plain and any(map(_NESTED.match, rest))):
+    plain = re.sub(_COMMENT, "", first).strip()
+    if plain.startswith(_NO_TEXT) or plain in _NULLS or (not plain and any(re.match(_NESTED, line) for line in rest)):
         return ""
-    return "\n".join([plain, *(_COMMENT.sub("", line) for line in rest)])
+    return "\n".join([plain, *(re.sub(_COMMENT, "", line) for line in rest)])
 
 
 def _quoted(key: str, text: str) -> str:
-    found = (_DOUBLE if text[0] == '"' else _SINGLE).match(text)
+    found = re.match(_DOUBLE if text[0] == '"' else _SINGLE, text)
     if found is None:
         raise FrontMatterInvalid(f"its front matter has a {key} whose quotes have no end, or something after it")
     if text[0] == "'":
         return found[1].replace("''", "'")
     try:
-        return _ESCAPE.sub(_unescaped, found[1].replace("\\\n", ""))
+        return re.sub(_ESCAPE, _unescaped, found[1].replace("\\\n", ""))
     except (LookupError, ValueError) as error:
         raise FrontMatterInvalid(f"its front matter has a {key} with an escape that is none") from error
 

@@ -4,9 +4,10 @@ Paths are bytes inside, because that is what file names are; `shown` makes text 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from agent_server.changes.git import CHUNK_BYTES, Git
 
@@ -31,8 +32,7 @@ def shown(path: bytes) -> str:
     return path.decode("utf-8", "backslashreplace")
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One file that differs. A binary file counts no lines and has no diff."""
 
     path: bytes
@@ -64,11 +64,10 @@ class Change:
         return wire
 
 
-@dataclass
-class LeftOut:
+class LeftOut(msgspec.Struct):
     """Files that a recording does not hold, with the reason: the first names, and how many there are."""
 
-    names: list[tuple[bytes, Reason]] = field(default_factory=list)
+    names: list[tuple[bytes, Reason]] = msgspec.field(default_factory=list)
     count: int = 0
 
     def add(self, path: bytes, reason: Reason) -> None:
@@ -84,13 +83,12 @@ class LeftOut:
         return {"count": self.count, "files": [{"path": shown(path), "reason": reason} for path, reason in self.names[:limit]]}
 
 
-@dataclass(frozen=True)
-class Changes:
+class Changes(msgspec.Struct, frozen=True):
     """All changes, sorted by path as git does, and what they cannot speak of."""
 
     files: list[Change]
     is_truncated: bool = False
-    left_out: LeftOut = field(default_factory=LeftOut)
+    left_out: LeftOut = msgspec.field(default_factory=LeftOut)
 
 
 def compare(git: Git, *sides: str, patch: bool = False, renames: bool = True, objects: Path | None = None) -> Changes:
@@ -158,9 +156,9 @@ def _count(changes: dict[bytes, Change], token: bytes, tokens: Iterator[bytes]) 
     if path not in changes:
         return
     if additions == b"-":
-        changes[path] = replace(changes[path], is_binary=True)
+        changes[path] = msgspec.structs.replace(changes[path], is_binary=True)
     else:
-        changes[path] = replace(changes[path], additions=int(additions), deletions=int(deletions))
+        changes[path] = msgspec.structs.replace(changes[path], additions=int(additions), deletions=int(deletions))
 
 
 class _Patches:
@@ -191,7 +189,7 @@ def _add_diffs(files: list[Change], patches: _Patches) -> Iterator[Change]:
     left = ALL_DIFFS_BYTES
     for change in files:
         if left <= 0:
-            yield replace(change, is_truncated=True)
+            yield msgspec.structs.replace(change, is_truncated=True)
             continue
         texts, is_whole = [], True
         for _ in range(change.patches):
@@ -201,4 +199,4 @@ def _add_diffs(files: list[Change], patches: _Patches) -> Iterator[Change]:
             left -= len(text) if is_all else FILE_DIFF_BYTES
             is_whole = is_whole and is_all
         diff = None if change.is_binary else b"".join(texts).decode("utf-8", "replace")
-        yield replace(change, diff=diff, is_truncated=not is_whole)
+        yield msgspec.structs.replace(change, diff=diff, is_truncated=not is_whole)

@@ -10,8 +10,9 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from agent_server.changes.changes import LeftOut
 from agent_server.changes.git import GIT_SECONDS, Git
@@ -37,8 +38,7 @@ UNREADABLE_FOLDER = re.compile(rb"^warning: could not open directory '(.*)': ", 
 Found = tuple[bytes, int | None]
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     file_bytes: int = FILE_BYTES
     quota_bytes: int = QUOTA_BYTES
     quota_file_bytes: int = QUOTA_FILE_BYTES
@@ -46,10 +46,9 @@ class Limits:
     git_seconds: float = GIT_SECONDS
 
 
-@dataclass
-class _Batch:
-    added: list[bytes] = field(default_factory=list)
-    removed: list[bytes] = field(default_factory=list)
+class _Batch(msgspec.Struct):
+    added: list[bytes] = msgspec.field(default_factory=list)
+    removed: list[bytes] = msgspec.field(default_factory=list)
     size: int = 0
 
 
