@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from agent_server.errors import SettingsError
+from tools._addresses import parse_allowed
 
 CREDENTIAL_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 """Variables whose values are secrets, by the end of their (upper-case) names."""
@@ -81,6 +82,7 @@ class Settings(msgspec.Struct, frozen=True):
     model_idle_timeout: float
     context_tokens: int | None
     cache_marks: bool
+    webfetch_allow: tuple[str, ...]
     command_variables: tuple[str, ...]
     environ: Mapping[str, str]
 
@@ -154,6 +156,7 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         model_idle_timeout=read.number("MODEL_IDLE_TIMEOUT_MS", 120_000, 100, 3_600_000) / 1000,
         context_tokens=read.number("AGENT_CONTEXT_TOKENS", 0, 0, 100_000_000) or None,
         cache_marks=read.choice("AGENT_CACHE_MARKS", ("0", "1"), "1") == "1",
+        webfetch_allow=read.names("WEBFETCH_ALLOW"),
         command_variables=read.names("COMMAND_ENV"),
         environ=dict(environ),
     )
@@ -175,6 +178,12 @@ def _check(settings: Settings) -> None:
         raise SettingsError("SNAPSHOT_FILE and SNAPSHOT_URL are both given; an instance begins with one snapshot, so name one of them.")
     if settings.snapshot_url is not None and not settings.snapshot_url.startswith(("https://", "http://")):
         raise SettingsError("SNAPSHOT_URL must begin with https:// or http://.")
+    try:
+        parse_allowed(settings.webfetch_allow)
+    except ValueError as error:
+        raise SettingsError(
+            f"WEBFETCH_ALLOW: {error}; separate entries such as build.internal, 127.0.0.1 or 10.0.0.0/8 by commas."
+        ) from error
     if settings.data.resolve().is_relative_to(settings.workspace.resolve()):
         raise SettingsError(
             f"DATA_DIR {settings.data} is inside WORKSPACE_DIR {settings.workspace}: the agent could change it. Name a folder outside."

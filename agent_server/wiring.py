@@ -114,6 +114,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         tools=tools,
         web=WebTools(),
         mcp=McpServers(processes, workspace, secrets),
+        web_allowed=settings.webfetch_allow,
         configs=ToolConfigs(data.path / "tools"),
         pause=Pause(),
         windows=Windows(settings.context_tokens),

@@ -143,6 +143,10 @@ class ToolContext(Protocol):
     def spill_folder(self) -> Path:
         """The folder (it exists) for outputs too long for the model. Files in it can be read by `read`."""
 
+    @property
+    def web_allowed(self) -> Sequence[str]:
+        """Hosts, addresses and networks that `webfetch` may reach although they would be refused (WEBFETCH_ALLOW)."""
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         """Gives the absolute real path of `path` (relative to the workspace, or absolute).
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from agent_server.calling.asking import given, permitted, wait_until
 from agent_server.calling.context import Context
+from agent_server.calling.diagnostics import diagnosed
+from agent_server.changes.authorship import FILE_TOOLS
 from agent_server.commands.output import make_room
 from agent_server.errors import AgentServerError
 from agent_server.events import Draft, Event, LogUnavailable
@@ -198,7 +200,8 @@ async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResul
         arguments = tool.parse(caller.arguments.pop(call.id, call.arguments))
         if tool.run is None:
             raise ToolError(f"{call.name} is run by the client, which was not asked.")
-        return await tool.run(arguments, context)
+        result = await tool.run(arguments, context)
+        return await diagnosed(caller, call, result) if call.name in FILE_TOOLS and not result.is_error else result
     except (ToolError, AgentServerError) as error:
         if isinstance(error, LogUnavailable) and isinstance(tool, Tool) and tool.delegates:
             raise  # the subagent may have begun: the task finds it again when it goes on

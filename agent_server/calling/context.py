@@ -36,6 +36,10 @@ class Context:
     def spill_folder(self) -> Path:
         return self._caller.around.outputs
 
+    @property
+    def web_allowed(self) -> Sequence[str]:
+        return self._caller.around.web_allowed
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         try:
             return self._caller.around.workspace.resolve(path, also=None if write else self.spill_folder)

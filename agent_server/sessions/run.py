@@ -1,7 +1,7 @@
 """One task at work: what the loop and its calls stand on."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,6 +42,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     outputs: Path
     tools: Mapping[str, Tool]
     web: WebTools
+    web_allowed: Sequence[str]
     mcp: McpServers
     configs: ToolConfigs
     pause: Pause

@@ -19,6 +19,7 @@ class LocalContext:
     spill_folder: Path
     instructions: Mapping[str, str]
     files: dict[Path, str] = field(default_factory=dict)
+    web_allowed: Sequence[str] = ()
 
     def resolve(self, path: str, *, write: bool = False) -> Path:
         resolved = (self.workspace / path).resolve()

@@ -13,7 +13,7 @@ MAX_SCHEMAS = 12 * 1024
 
 def test_every_file_is_a_tool() -> None:
     writing = {"apply_patch", "bash", "bash_kill", "edit", "task", "write"}
-    reading = {"bash_output", "glob", "grep", "list", "question", "read", "skill", "todowrite"}
+    reading = {"bash_output", "glob", "grep", "list", "question", "read", "skill", "todowrite", "webfetch"}
     assert set(TOOLS) == writing | reading
     assert {tool.name for tool in TOOLS.values() if tool.read_only} == reading
 

@@ -1,0 +1,287 @@
+"""After a change the workspace's own checkers are asked, and what they find is the end of the result.
+
+Ruff is the real one. Of the others there are stand-ins: scripts that print what the real programs (TypeScript 5.9, ESLint 9,
+Pyright 1.1) printed for such a file, and note how they were called.
+"""
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from agent_server.calling.checkers import CHECKERS, Finding
+from agent_server.calling.diagnostics import diagnosed
+from agent_server.messages import ToolCall
+from agent_server.sessions.run import Caller
+from tests.emulators.openai import OpenAIEmulator
+from tests.serving import ServerProcess, is_alive, serving
+from tools import ToolResult
+
+RUFF = Path(sys.executable).with_name("ruff")
+
+BAD = "import os\nx = y\n"
+
+
+@pytest.fixture
+def workspace(anew: ServerProcess) -> Path:
+    return anew.workspace
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def install(path: Path, script: str) -> None:
+    """Puts a stand-in of a checker into a folder."""
+    write(path, f"#!/bin/bash\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+def install_ruff(workspace: Path) -> None:
+    (workspace / ".venv" / "bin").mkdir(parents=True)
+    (workspace / ".venv" / "bin" / "ruff").symlink_to(RUFF)
+
+
+def changed(agent: ServerProcess, model: OpenAIEmulator, name: str, arguments: Mapping[str, object]) -> str:
+    """Has a tool called by a task, and gives its result as the model saw it."""
+    model.script({"tool_calls": [{"name": name, "arguments": dict(arguments)}]}, {"text": "done"})
+    reply = agent.post("/run", {"prompt": "go"})
+    assert reply.status_code == 200, reply.text
+    return str(next(m["content"] for m in reversed(model.requests()[-1].json["messages"]) if m["role"] == "tool"))
+
+
+def written(agent: ServerProcess, model: OpenAIEmulator, path: str, content: str = BAD) -> str:
+    return changed(agent, model, "write", {"filePath": path, "content": content})
+
+
+@pytest.mark.parametrize(
+    ("config", "text"),
+    [
+        ("ruff.toml", 'lint.select = ["F"]\n'),
+        (".ruff.toml", 'lint.select = ["F"]\n'),
+        ("pyproject.toml", '[project]\nname = "x"\n[tool.ruff.lint]\nselect = ["F"]\n'),
+    ],
+)
+def test_ruffs_errors_come_with_the_result(anew: ServerProcess, model: OpenAIEmulator, workspace: Path, config: str, text: str) -> None:
+    install_ruff(workspace)
+    write(workspace / config, text)
+    result = written(anew, model, "src/a.py")
+    assert result == (
+        "Created src/a.py (16 bytes).\n\nruff found 2 errors in the changed files:\n"
+        "src/a.py:1:8: F401 `os` imported but unused\nsrc/a.py:2:5: F821 Undefined name `y`"
+    )
+    assert not (workspace / ".ruff_cache").exists()
+    assert (workspace / "src/a.py").read_text() == BAD
+
+
+def test_ruff_on_the_path_is_found_and_an_edit_is_checked(tmp_path: Path, model: OpenAIEmulator) -> None:
+    path = f"{RUFF.parent}:{os.environ['PATH']}"
+    with serving(tmp_path, AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-a-key-of-the-model", PATH=path) as agent:
+        write(agent.workspace / "ruff.toml", "fix = true\n")
+        assert written(agent, model, "a.py", "x = 1\n") == "Created a.py (6 bytes)."
+        result = changed(agent, model, "edit", {"filePath": "a.py", "oldString": "1", "newString": "(1"})
+        assert "ruff found" in result
+        assert "a.py:" in result
+        assert "invalid-syntax" in result
+
+
+@pytest.mark.parametrize("config", [None, "[tool.black]\n", "# [tool.ruff]\n"])
+def test_nothing_is_said_where_nothing_is_configured(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path, config: str | None
+) -> None:
+    install_ruff(workspace)
+    if config is not None:
+        write(workspace / "pyproject.toml", config)
+    assert written(anew, model, "a.py") == "Created a.py (16 bytes)."
+    assert not [event for event in anew.task_events(anew.get("/tasks").json()["tasks"][0]["taskId"]) if event["type"] == "process.started"]
+
+
+def test_nothing_is_said_where_all_is_fine_or_the_checker_is_for_others_or_not_there(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path
+) -> None:
+    install_ruff(workspace)
+    for config in ("ruff.toml", "tsconfig.json", "pyrightconfig.json", "eslint.config.js"):
+        write(workspace / config, "")
+    assert written(anew, model, "a.py", "x = 1\n") == "Created a.py (6 bytes)."
+    assert written(anew, model, "a.txt") == "Created a.txt (16 bytes)."
+
+
+def test_a_failed_edit_is_not_checked(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_ruff(workspace)
+    write(workspace / "ruff.toml", "")
+    write(workspace / "a.py", BAD)
+    assert "ruff" not in changed(anew, model, "edit", {"filePath": "a.py", "oldString": "nothing like it", "newString": "b"})
+
+
+def test_a_checker_that_fails_is_a_line_in_the_log(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_ruff(workspace)
+    write(workspace / "ruff.toml", "nonsense = [\n")
+    assert written(anew, model, "a.py") == "Created a.py (16 bytes)."
+    assert "ruff could not check a changed file (exit code 2)" in anew.log()
+
+
+TSC = """src/a.ts(4,3): error TS2345: Argument of type '{ a: number; }' is not assignable to parameter of type '{ a: number; b: string; }'.
+  Property 'b' is missing in type '{ a: number; }' but required in type '{ a: number; b: string; }'.
+src/other.ts(9,1): error TS2304: Cannot find name 'gone'.
+src/a.ts(1,7): error TS2322: Type 'string' is not assignable to type 'number'."""
+
+ESLINT = """
+ROOT/src/a.ts
+  1:1  error    'foo' is not defined         no-undef
+  2:5  warning  'a' is assigned a value but  no-unused-vars
+  3:5  error    Parsing error: Unexpected token ;
+
+✖ 3 problems (2 errors, 1 warning)
+"""
+
+PYRIGHT = """ROOT/a.py
+  ROOT/a.py:1:10 - error: Type "Literal['a']" is not assignable to declared type "int"
+    "Literal['a']" is not assignable to "int" (reportAssignmentType)
+  ROOT/a.py:3:1 - warning: Import "x" is not accessed
+    more of the warning
+2 errors, 1 warning, 0 informations"""
+
+
+def say(workspace: Path, name: str, output: str, code: int) -> None:
+    said = output.replace("ROOT", str(workspace))
+    script = f"printf '%s\\n' \"$PWD\" \"$@\" > {workspace}/{name}.called; cat <<'END'\n{said}\nEND\nexit {code}"
+    install(workspace / "node_modules" / ".bin" / name, script)
+
+
+def test_errors_of_typescript_and_eslint_are_told_sorted_those_of_the_changed_file_first(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path
+) -> None:
+    write(workspace / "tsconfig.json", "{}")
+    write(workspace / "package.json", '{"eslintConfig": {}}')
+    say(workspace, "tsc", TSC, 2)
+    say(workspace, "eslint", ESLINT, 1)
+    result = written(anew, model, "src/a.ts", "x\n")
+    assert result.partition("\n\n")[2] == (
+        "eslint found 2 errors in the changed files:\n"
+        "src/a.ts:1:1: 'foo' is not defined no-undef\n"
+        "src/a.ts:3:5: Parsing error: Unexpected token ;\n\n"
+        "tsc found 2 errors in the changed files:\n"
+        "src/a.ts:1:7: TS2322: Type 'string' is not assignable to type 'number'.\n"
+        "src/a.ts:4:3: TS2345: Argument of type '{ a: number; }' is not assignable to parameter of type '{ a: number; b: string; }'."
+        " Property 'b' is missing in type '{ a: number; }' but required in type '{ a: number; b: string; }'.\n\n"
+        "tsc found 1 error in other files:\n"
+        "src/other.ts:9:1: TS2304: Cannot find name 'gone'."
+    )
+    assert "--noEmit" in (workspace / "tsc.called").read_text().split()
+    assert str(workspace / "src/a.ts") in (workspace / "eslint.called").read_text().split()
+
+
+def test_errors_of_pyright_are_told_in_whole(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    write(workspace / "pyproject.toml", "[tool.pyright]\n")
+    install(workspace / ".venv" / "bin" / "python", "")
+    say(workspace, "pyright", PYRIGHT, 1)
+    assert written(anew, model, "a.py").partition("\n\n")[2] == (
+        "pyright found 1 error in the changed files:\n"
+        'a.py:1:10: Type "Literal[\'a\']" is not assignable to declared type "int"'
+        ' "Literal[\'a\']" is not assignable to "int" (reportAssignmentType)'
+    )
+    called = (workspace / "pyright.called").read_text().split()
+    assert called == [str(workspace), "--pythonpath", str(workspace / ".venv/bin/python"), str(workspace / "a.py")]
+
+
+def test_the_nearest_configuration_and_program_count(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    write(workspace / "tsconfig.json", "{}")
+    say(workspace, "tsc", "of the root", 0)
+    app = workspace / "packages" / "app"
+    write(app / "tsconfig.json", '{"files": [], "references": [{"path": "./tsconfig.app.json"}, {"path": "./lib"}]}')
+    install(app / "node_modules" / ".bin" / "tsc", 'echo "$PWD $2" >> called; echo "src/b.ts(2,1): error TS1: No."; exit 1')
+    result = written(anew, model, "packages/app/src/b.ts", "x\n")
+    assert result.endswith("tsc found 1 error in the changed files:\npackages/app/src/b.ts:2:1: TS1: No.")
+    assert sorted((app / "called").read_text().splitlines()) == [f"{app} {app}/lib", f"{app} {app}/tsconfig.app.json"]
+    assert not (workspace / "tsc.called").exists()
+
+
+def test_at_most_twenty_errors_and_a_few_of_other_files_are_shown(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    write(workspace / "tsconfig.json", "{}")
+    own = [f"a.ts({n},1): error TS1: {'long ' * 100}" for n in range(100, 0, -1)]
+    say(workspace, "tsc", "\n".join([*(f"z{n}.ts(1,1): error TS2: x" for n in range(30)), *own]), 2)
+    lines = written(anew, model, "a.ts", "x\n").splitlines()
+    assert [line.split(":")[1] for line in lines if line.startswith("a.ts")] == [str(n) for n in range(1, 21)]
+    assert sum(line.startswith("z") for line in lines) == 5
+    assert [line for line in lines if line.startswith("...")] == ["... and 80 more", "... and 25 more"]
+    assert max(map(len, lines)) < 350
+
+
+@pytest.mark.parametrize("script", ["echo $$ > pid; sleep 60 & echo $! >> pid; wait", "echo $$ > pid; while true; do echo x; done"])
+def test_a_checker_that_hangs_is_killed_and_the_others_are_told(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path, script: str
+) -> None:
+    install_ruff(workspace)
+    write(workspace / "pyproject.toml", "[tool.ruff]\n[tool.pyright]\n")
+    install(workspace / "node_modules" / ".bin" / "pyright", script)
+    began = time.monotonic()
+    result = written(anew, model, "a.py")
+    assert time.monotonic() - began < 15
+    assert "ruff found" in result
+    assert result.endswith("\n\npyright was not done within 5 s: what it would find is not known.")
+    assert not any(is_alive(int(pid)) for pid in (workspace / "pid").read_text().split())
+
+
+async def test_without_bash_no_program_of_the_workspace_is_run() -> None:
+    editor = cast(Caller, SimpleNamespace(tools={"write": None}))  # whatever else it has is not even looked at
+    result = ToolResult("Created a.py.", {"path": "a.py"})
+    assert await diagnosed(editor, ToolCall("call_1", "write", "{}"), result) is result
+
+
+@pytest.mark.parametrize(
+    ("config", "is_checked"),
+    [
+        ({"permission": "allow"}, True),
+        ({"permission": {"bash": {"*": "allow", "rm *": "deny"}}}, True),
+        ({"permission": {"bash": {"*": "ask", "ruff *": "allow"}}}, True),
+        ({"permission": {"webfetch": "deny"}}, True),
+        ({"permission": {"bash": "deny"}}, False),
+        ({"permission": {"bash": {"*": "ask", "git *": "allow"}}}, False),
+        ({"permission": {"*": "deny", "write": "allow", "edit": "allow"}}, False),
+        ({"permission": {"bash": {"*": "allow", "ruff *": "ask"}}}, False),
+        ({"lsp": False}, False),
+    ],
+)
+def test_the_workspaces_rules_hold_for_checkers(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path, config: object, is_checked: bool
+) -> None:
+    install_ruff(workspace)
+    write(workspace / "ruff.toml", "")
+    write(workspace / "opencode.json", json.dumps(config))
+    assert ("ruff found" in written(anew, model, "a.py")) == is_checked
+
+
+def test_every_file_of_a_patch_is_checked(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_ruff(workspace)
+    write(workspace / "ruff.toml", "")
+    write(workspace / "gone.py", BAD)
+    patch = "*** Begin Patch\n*** Add File: a.py\n+import os\n*** Add File: lib/b.py\n+import re\n*** Delete File: gone.py\n*** End Patch"
+    patched = changed(anew, model, "apply_patch", {"patchText": patch})
+    assert "a.py:1:8: F401" in patched
+    assert "lib/b.py:1:8: F401" in patched
+    assert "gone.py:" not in patched
+
+
+@pytest.mark.parametrize("checker", CHECKERS, ids=[checker.name for checker in CHECKERS])
+def test_output_of_any_kind_is_read(checker: object) -> None:
+    (known,) = [one for one in CHECKERS if one is checker]
+    for output in (
+        "",
+        "\n\n",
+        "   \n  x",
+        "a:b:c: d\n",
+        "Segmentation fault",
+        "a(1,x): error",
+        "\x1b[31ma.py:1:2: \x1b[0mF1 x",
+        "é" * 1000,
+    ):
+        for finding in known.read(output, Path("/w")):
+            assert finding == Finding("/w/a.py", 1, 2, "F1 x")
