@@ -26,6 +26,15 @@ def said(places: Places, rules: Any, tool: str, *, is_own: bool = True, **argume
     return judge(parse_rules(rules), (), Called(tool, arguments, is_own), places)
 
 
+def patch(lines: str) -> dict[str, str]:
+    return {"patchText": f"*** Begin Patch\n{lines}\n*** End Patch"}
+
+
+def within(folder: str, lines: str) -> dict[str, str]:
+    """A patch as models pass it to a shell."""
+    return {"patchText": f"cd {folder} && apply_patch <<'EOF'\n{patch(lines)['patchText']}\nEOF"}
+
+
 DENY_RM = {"*": "allow", "rm *": "deny", "git push*": "ask"}
 ONLY_STATUS = {"*": "ask", "git status*": "allow"}
 
@@ -93,15 +102,36 @@ def test_commands(places: Places, rules: Any, command: str, wanted: str) -> None
         ({"edit": {"*": "allow", "{root}/src/*": "deny"}}, "write", {"filePath": "src/a"}, "deny"),
         ({"edit": {"*": "deny", "src/*": "allow"}}, "write", {"filePath": "{root}/src/a"}, "allow"),
         ({"edit": {"*": "deny", "src/*": "allow"}}, "write", {"filePath": "src/../a"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Add File: a\n+x\n*** Update File: b\n"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n*** Move to: b\n"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n"}, "allow"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Add File: a\n+x\n*** Update File: b\n@@\n+x"), "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Add File: a\n+x\n*** Delete File: ./c/../b"), "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Update File: a\n*** Move to: b"), "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Update File: b\n*** Move to: a"), "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Update File: a\n*** Move to: c"), "allow"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Add File: a\n+*** Add File: b"), "allow"),
         ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "no patch"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n*** Rename: b\n"}, "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", patch("*** Update File: a\n*** Rename: b"), "deny"),
+        ({"edit": {"src/b": "deny"}}, "apply_patch", within("src", "*** Add File: b\n+x"), "deny"),
+        ({"edit": {"src/b": "deny"}}, "apply_patch", within("src/..", "*** Add File: b\n+x"), "allow"),
+        ({"external_directory": "deny"}, "apply_patch", within("/etc", "*** Add File: b\n+x"), "deny"),
         ({"external_directory": "ask"}, "read", {"filePath": "/etc/passwd"}, "ask"),
         ({"external_directory": "ask"}, "read", {"filePath": "src"}, "allow"),
         ({"external_directory": "ask"}, "bash", {"command": "ls", "workdir": "/etc"}, "ask"),
         ({"external_directory": "ask"}, "grep", {"pattern": "a", "path": "../.."}, "ask"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "/etc/*.conf"}, "ask"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "../*", "path": "."}, "ask"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "../*", "path": "src"}, "allow"),
+        ({"external_directory": "ask"}, "list", {"path": "/etc"}, "ask"),
+        ({"external_directory": "deny"}, "write", {"filePath": "../a"}, "deny"),
+        ({"task": {"*": "allow", "general": "deny"}}, "task", {"subagent_type": "general"}, "deny"),
+        ({"task": {"*": "allow", "general": "deny"}}, "task", {"subagent_type": "explore"}, "allow"),
+        ({"skill": {"*": "allow", "deploy*": "ask"}}, "skill", {"name": "deploy-all"}, "ask"),
+        ({"bash": {"rm *": "deny"}}, "bash", {"command": "rm x", "background": True}, "deny"),
+        ({"bash_kill": "ask"}, "bash_kill", {"process_id": "proc_1"}, "ask"),
+        ({"webfetch": {"https://evil.example/*": "deny"}}, "webfetch", {"url": "HTTPS://me:pw@EVIL.example.:443/a"}, "deny"),
+        ({"webfetch": {"https://evil.example/*": "deny"}}, "webfetch", {"url": "https://evil.example"}, "deny"),
+        ({"webfetch": {"*/private/*": "deny"}}, "webfetch", {"url": "https://a.example/x/../%70rivate/y"}, "deny"),
+        ({"webfetch": {"*": "deny", "https://a.example/*": "allow"}}, "webfetch", {"url": "https://b@a.example/"}, "deny"),
+        ({"webfetch": {"https://evil.example/*": "ask"}}, "webfetch", {"url": "https://[evil"}, "ask"),
         ({"*": "deny", "read": "allow"}, "read", {"filePath": "{outputs}/a"}, "allow"),
         ({"webfetch": {"*": "deny", "https://docs.example/*": "allow"}}, "webfetch", {"url": "https://docs.example/a"}, "allow"),
         ({"webfetch": {"*": "deny", "https://docs.example/*": "allow"}}, "webfetch", {"url": "https://evil.example/a"}, "deny"),

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -17,6 +18,9 @@ from agent_server.calling.programs import UNKNOWN
 from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
 from agent_server.workspace_config import NAMES, ConfigInvalid, read
+from tools import ToolError
+from tools._patch import parse
+from tools._pattern import split_folder
 
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
@@ -36,9 +40,6 @@ EDITING = frozenset({"edit", "write", "apply_patch", "patch", "multiedit"})
 
 OUTSIDE = "external_directory"
 """The key for paths outside the workspace."""
-
-_PATCHED = re.compile(r"\s*(?:Add File|Update File|Delete File|Move to):\s*(.+?)\s*")
-_PATCH_SIGNS = re.compile(r"\s*(?:Begin Patch|End Patch|End of File)\s*")
 
 _SUBJECTS: Mapping[str, str] = {
     "glob": "pattern",
@@ -241,13 +242,16 @@ def _subjects(call: Called, places: Places) -> list[_Subject]:
         name, default = _PATHS[tool]
         return _files(tool, str(given.get(name) or default), places)
     if tool in EDITING:
-        return _patched(tool, "\n".join(value for value in given.values() if isinstance(value, str)), places)
+        return _patched(tool, str(given.get("patchText")), places)
     around = given.get("workdir") if tool == "bash" else given.get("path")
+    if tool == "glob":  # whose pattern may begin with a folder
+        around = os.path.join(str(around or "."), split_folder(str(given.get("pattern")))[0])
     outside = [subject for subject in _files(tool, str(around or "."), places) if subject.permission == OUTSIDE]
     if tool == "bash":
         return [*(_Subject(tool, tool, text, likely=_plain_name(text)) for text in commands(str(given.get("command")))), *outside]
     if tool in _SUBJECTS:
-        return [_Subject(tool, tool, str(given.get(_SUBJECTS[tool]) or "")), *outside]
+        text = str(given.get(_SUBJECTS[tool]) or "")
+        return [_Subject(tool, tool, text, likely=_plain_url(text) if tool == "webfetch" else ()), *outside]
     return [_Subject(permission, tool, msgspec.json.encode(given, order="sorted").decode()), *outside]
 
 
@@ -257,14 +261,28 @@ def _plain_name(command: str) -> tuple[str, ...]:
     return (f"{name}{space}{rest}",) if name != first else ()
 
 
+def _plain_url(url: str) -> tuple[str, ...]:
+    """Gives the other way to write a URL: without capitals in its host, a user, an escape that needs none, the usual port."""
+    try:
+        parts = urlsplit(url.strip())
+        host, port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return (UNKNOWN,)
+    place = host if port is None or port == _PORTS.get(parts.scheme) else f"{host}:{port}"
+    path = os.path.normpath(f"/{unquote(parts.path).lstrip('/')}") + ("/" if parts.path.endswith("/") and parts.path.strip("/") else "")
+    return (f"{parts.scheme}://{place}{path}" + (f"?{parts.query}" if parts.query else ""),)
+
+
+_PORTS = {"http": 80, "https": 443}
+
+
 def _patched(tool: str, patch: str, places: Places) -> list[_Subject]:
-    found: list[_Subject] = []
-    for line in re.findall(r"^\s*\*\*\*(.*)$", patch, re.MULTILINE):
-        if (named := _PATCHED.fullmatch(line)) is not None:
-            found += _files(tool, named[1], places)
-        elif not _PATCH_SIGNS.fullmatch(line):
-            found.append(_Subject("edit", tool, UNKNOWN))
-    return found or [_Subject("edit", tool, UNKNOWN)]
+    try:
+        changes = parse(patch)
+    except ToolError:
+        return [_Subject("edit", tool, UNKNOWN)]
+    named = [path for change in changes for path in (change.path, change.target) if path is not None]
+    return [subject for path in dict.fromkeys(named) for subject in _files(tool, path, places)]
 
 
 def _files(tool: str, path: str, places: Places) -> list[_Subject]:
