@@ -19,6 +19,13 @@ _QUIET = frozenset(
 
 _WARNINGS = frozenset({"gap", "integration.disconnected", "task.retrying", "message.discarded", "compaction.failed", "session.repaired"})
 
+_OF_TASKS = frozenset(
+    {
+        *("step", "message", "reasoning", "session", "context", "compaction", "checkpoint", "revert"),
+        *("permission", "question", "subagent"),
+    }
+)
+
 LINE = 300
 """Characters of a log line's message; the whole is in the event's own fields."""
 
@@ -45,8 +52,7 @@ def source(event: Event) -> str:
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]
-    nouns = ("step", "message", "reasoning", "session", "context", "compaction", "checkpoint", "revert", "permission", "question")
-    return "task" if noun in nouns else noun
+    return "task" if noun in _OF_TASKS else noun
 
 
 def fields(event: Event) -> dict[str, Any]:
@@ -124,6 +130,7 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "tool.started": _call,
     "tool.requested": lambda d: f"the client is to run {_call(d)}",
     "permission.requested": lambda d: f"may this be done? {_call(d)}",
+    "subagent.asked": lambda d: f"may a subagent do this? {_call(d)}",
     "permission.replied": lambda d: f"answered {d['response']}: {d.get('tool', '')}",
     "question.asked": lambda d: " ".join(each["question"] for each in d["questions"]),
     "question.answered": lambda d: "no answer" if d.get("rejected") else "; ".join(", ".join(chosen) for chosen in d["answers"]),

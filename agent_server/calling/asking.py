@@ -95,7 +95,9 @@ async def _ask(run: Run, calls: Sequence[ToolCall], judged: Mapping[str, Judgeme
     known = run.waits.open.keys() | run.waits.answers.keys()
     requests = [_request(run, call, judged[call.id]) for call in calls if call.id not in known]
     if requests:
+        _, told = run.around.log.post(*_told_to_parent(run, requests))
         await run.append(*requests)
+        await told
     while still := [call for call in calls if call.id in run.waits.open]:
         count = len(still)
         await wait_until(run, lambda count=count: _open(run, calls) < count or bool(run.conversation.added))  # type: ignore[misc]  # a default
@@ -124,6 +126,15 @@ def _request(run: Run, call: ToolCall, judgement: Judgement) -> Draft:
         "input": given(call),
     }
     return run.draft("permission.requested", data, sync=True)
+
+
+def _told_to_parent(run: Run, requests: Sequence[Draft]) -> list[Draft]:
+    """Gives what those hear who follow the task that this one works for: they do not see its events, and it waits for them."""
+    about = run.task.given
+    if (parent := about.get("parentTaskId")) is None:
+        return []
+    place = {"toolCallId": about["toolCallId"], "subagent": {"sessionId": run.session_id, "taskId": run.task_id}}
+    return [Draft("subagent.asked", {**request.data, **place}, about["parentSessionId"], parent) for request in requests]
 
 
 def given(call: ToolCall) -> Any:

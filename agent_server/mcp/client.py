@@ -181,11 +181,12 @@ class Toolset:
 
 
 def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
-    return [(tool.name, tool.description, tool.parameters) for tool in listed]
+    return [(tool.name, tool.description, tool.parameters, tool.read_only) for tool in listed]
 
 
 def _offer(name: str, tool: Listed, peer: Peer) -> CustomTool:
-    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), source=f"mcp:{peer.config.name}")
+    source = f"mcp:{peer.config.name}"
+    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), tool.read_only, source)
 
 
 async def _run(peer: Peer, tool: Listed, arguments: dict[str, Any], context: Owned) -> ToolResult:

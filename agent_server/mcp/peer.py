@@ -49,13 +49,15 @@ class McpUnavailable(Exception):
 
 
 class Listed(msgspec.Struct, frozen=True):
-    """A tool as its server describes it. `is_repeatable` where it says that a second call does no more than the first."""
+    """A tool as its server describes it. `is_repeatable` where it says that a second call does no more than the first, `read_only`
+    where it says that it changes nothing: a hint, and believed, as whoever configures a server lets it run here."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
     schema: Schema
     is_repeatable: bool
+    read_only: bool
 
 
 class Peer:
@@ -202,8 +204,9 @@ async def _listed(tool: Any) -> Listed:
     except ValueError:  # the server checks its arguments itself
         schema = await compile_schema(EMPTY)
     hints = tool.annotations
-    is_repeatable = hints is not None and bool(hints.read_only_hint or hints.idempotent_hint)
-    return Listed(tool.name, (tool.description or "")[:MAX_DESCRIPTION], parameters, schema, is_repeatable)
+    read_only = hints is not None and bool(hints.read_only_hint)
+    is_repeatable = read_only or (hints is not None and bool(hints.idempotent_hint))
+    return Listed(tool.name, (tool.description or "")[:MAX_DESCRIPTION], parameters, schema, is_repeatable, read_only)
 
 
 def _interrupted(name: str, server: str, lost: Exception) -> str:

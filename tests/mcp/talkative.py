@@ -14,7 +14,7 @@ from typing import Any
 MODE = sys.argv[1] if len(sys.argv) > 1 else ""
 NAMES = sys.argv[2].split(",") if len(sys.argv) > 2 else ["echo"]
 STRING = {"type": "object", "properties": {"text": {"type": "string"}}}
-HINTS = {"again": {"idempotentHint": True}, "look": {"readOnlyHint": True}}
+HINTS = {"again": {"idempotentHint": True}, "look": {"readOnlyHint": True}, "glance": {"readOnlyHint": True}}
 tools = [{"name": name, "description": f"Does {name}.", "inputSchema": STRING, "annotations": HINTS.get(name, {})} for name in NAMES]
 
 

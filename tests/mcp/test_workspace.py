@@ -350,3 +350,11 @@ def test_a_cancelled_task_cancels_its_call_and_leaves_the_shared_server(agent: S
     run(agent, model, [call("echo", "on")])
     assert results(model) == ["one:on"]
     assert (count(agent, "notifications/cancelled"), count(agent, "begin")) == (1, 1)
+
+
+def test_a_plan_may_use_the_tools_that_say_they_only_read(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, first=server("first", "echo,glance"))
+    run(agent, model, [call("glance", "a"), call("echo", "b")], mode="plan")
+    assert results(model)[0] == "first:a"
+    assert "plan mode" in results(model)[1]
+    assert count(agent, "call") == 1
