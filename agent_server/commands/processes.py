@@ -19,6 +19,7 @@ from agent_server.commands import proctree
 from agent_server.commands.capture import OutputSink
 from agent_server.commands.execution import Command, Ended, Execution, Owner
 from agent_server.commands.launch import launch, not_started
+from agent_server.commands.orphans import watched
 from agent_server.commands.output import Spool
 from agent_server.commands.pipes import Pipe
 from agent_server.commands.process import Process
@@ -239,13 +240,19 @@ class Processes:
 
     @contextlib.asynccontextmanager
     async def lent(self, argv: Sequence[str], cwd: Path, owner: Owner) -> AsyncIterator[dict[str, str]]:
-        """Gives the environment for a process that somebody else starts within the context; at its end all that carry it are dead."""
+        """Gives the environment for a process that somebody else starts within the context; at its end all that carry it are dead,
+        and also soon after the server's own.
+
+        Errors: OSError.
+        """
         process_id = new_id("proc")
         await self._recovered.wait()
         data = {"processId": process_id, "command": [*argv], "cwd": str(cwd), "background": True}
         await self._log.append(self._draft("process.started", data, owner))
+        mark = f"{self._mark}/{process_id}"
         try:
-            yield {**self._environment, "PWD": str(cwd), proctree.VARIABLE: f"{self._mark}/{process_id}"}
+            with watched(mark):
+                yield {**self._environment, "PWD": str(cwd), proctree.VARIABLE: mark}
         finally:
             await finish(self.kill(process_id))
             self._log.say(self._draft("process.exited", {"processId": process_id, "reason": "it was no longer needed"}, owner))

@@ -42,6 +42,8 @@ def call(name: str, given: dict[str, Any]) -> dict[str, Any]:
         os._exit(1)
     if name == "die-always":
         os._exit(1)
+    if name == "spawn":
+        note("child", subprocess.Popen(["sleep", "300"], start_new_session=True).pid)
     if name == "slow":
         time.sleep(1.4)
     if name == "grow":

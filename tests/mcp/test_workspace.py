@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -277,11 +278,22 @@ def test_a_stubborn_server_does_not_outlive_a_killed_one(agent: ServerProcess, m
     run(agent, model, [call("echo")])
     (old,) = pids(agent)
     agent.kill()
-    assert is_alive(old)
     agent.start()
     run(agent, model, [call("echo", "back")])
     assert results(model) == ["stubborn:back"]
     assert not is_alive(old)
+
+
+def test_a_stubborn_server_and_its_children_end_with_a_killed_one_that_is_not_started_again(
+    agent: ServerProcess, model: OpenAIEmulator
+) -> None:
+    configure(agent, one=server("stubborn", "spawn"))
+    run(agent, model, [call("spawn")])
+    old = pids(agent)
+    assert len(old) == 2
+    agent.kill()
+    while any(map(is_alive, old)):
+        time.sleep(0.02)
 
 
 def test_a_task_that_is_cancelled_while_its_servers_come_up_leaves_nothing(agent: ServerProcess, model: OpenAIEmulator) -> None:
