@@ -47,6 +47,8 @@ RM = "rm -rf x"
         "{ rm -rf x; }",
         "! rm -rf x",
         "time -p rm -rf x",
+        "time -- rm -rf x",
+        "time -\\\np -- rm -rf x",
         "if true; then rm -rf x; fi",
         "if rm -rf x; then :; fi",
         "i\\\nf rm -rf x; then :; fi",

@@ -61,7 +61,13 @@ _PREFIXES: Mapping[str, _Prefix] = {
     "unshare": _prefix("-S -G -R -w"),
     "xargs": _prefix("-I -n -P -L -d -E -s -a --replace --max-args --max-procs --max-lines --delimiter --arg-file --max-chars", feeds=True),
 }
-_OPAQUE = frozenset({"parallel", "watch", "script", "su", "runuser", "flock", "entr", "ssh-agent", "systemd-run", "at", "batch", "alias"})
+_OPAQUE = frozenset(
+    {
+        *("parallel", "watch", "script", "su", "runuser", "flock", "entr", "ssh-agent", "systemd-run", "at", "batch", "alias"),
+        *("setpriv", "prlimit", "nsenter", "runcon", "numactl", "fakeroot", "pkexec", "gosu", "su-exec", "dumb-init", "tini"),
+        *("unbuffer", "rlwrap", "chronic", "xvfb-run", "ltrace", "valgrind", "toybox"),
+    }
+)
 """Programs that take a command in forms of their own: what they run is UNKNOWN."""
 
 _EVALUATING = frozenset({"[", "test", "let", "declare", "typeset", "local", "export", "readonly", "unset", "read", "printf", "wait"})

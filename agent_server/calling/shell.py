@@ -146,10 +146,11 @@ class _Reader:
             self.found += known(words, self._depth, _split)
 
     def _after(self, keyword: str) -> None:
-        if keyword == "time":
+        for option in ("-p", "--") if keyword == "time" else ():
             self._skip_spaces()
-            if self._peek(2) == "-p" and self._peek(3)[2:] in ("", *_BLANK):
-                self._at += 2
+            begin = self._at
+            if self._peek() != "-" or self._word().raw != option:
+                self._at = begin
 
     def _special(self, keyword: str) -> None:
         self._skip_spaces()
