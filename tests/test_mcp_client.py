@@ -136,18 +136,18 @@ def test_the_tools_of_a_server_are_offered_and_called(agent: ServerProcess, mode
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "said"),
     [
-        {"command": "no-such-program"},
-        {"command": "false"},
-        {"command": sys.executable, "args": ["-c", "print('hello'); raise SystemExit"]},
-        {"url": "http://127.0.0.1:1/mcp"},
-        {"command": "true", "cwd": "/etc"},
+        ({"command": "no-such-program"}, "'no-such-program' cannot be run"),
+        ({"command": "false"}, "closed"),
+        ({"command": sys.executable, "args": ["-c", "print('hello'); raise SystemExit"]}, "closed"),
+        ({"url": "http://127.0.0.1:1/mcp"}, "connection attempts failed"),
+        ({"command": "true", "cwd": "/etc"}, "outside the workspace"),
     ],
     ids=["missing", "false", "no-mcp", "no-url", "outside"],
 )
 def test_a_server_that_does_not_come_up_costs_its_tools_and_a_warning(
-    config: dict[str, Any], agent: ServerProcess, model: OpenAIEmulator
+    config: dict[str, Any], said: str, agent: ServerProcess, model: OpenAIEmulator
 ) -> None:
     model.script({"text": "Without it, then."})
     task_id = agent.submit("go", tools=[{"mcp": {"name": "lame", **config}}, {"name": "mine"}])
@@ -155,8 +155,9 @@ def test_a_server_that_does_not_come_up_costs_its_tools_and_a_warning(
     names = [tool["function"]["name"] for tool in model.requests()[0].json["tools"]]
     assert "bash" in names
     assert names[-1] == "mine"
-    warnings = [event for event in agent.task_events(task_id) if event["type"] == "log"]
-    assert [(event["level"], "lame" in event["message"]) for event in warnings] == [("WARNING", True)]
+    (warning,) = [event for event in agent.task_events(task_id) if event["type"] == "log"]
+    assert (warning["level"], "lame" in warning["message"]) == ("WARNING", True)
+    assert said in warning["message"]
 
 
 def test_cancel_ends_a_servers_processes_before_it_returns(agent: ServerProcess, model: OpenAIEmulator, stdio: dict[str, Any]) -> None:

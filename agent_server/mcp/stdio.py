@@ -72,8 +72,10 @@ async def stdio_transport(argv: Sequence[str], env: Mapping[str, str], cwd: Path
         process = await asyncio.create_subprocess_exec(
             *argv, stdin=theirs, stdout=pipe, stderr=pipe, env=dict(env), cwd=cwd, start_new_session=True, limit=CHUNK
         )
-    except BaseException:
+    except BaseException as error:
         os.close(ours)
+        if isinstance(error, OSError):  # which names nothing
+            raise OSError(f"{argv[0][:200]!r} cannot be run in {cwd}: {error.strerror}") from error
         raise
     finally:
         os.close(theirs)
