@@ -53,7 +53,9 @@ AGENT = "Mozilla/5.0 (compatible; agent-server webfetch)"
 Resolve: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
 """Gives the addresses of a host. Errors: OSError."""
 
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}
+"""The usual port of each scheme that is fetched."""
+
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _UNFIT = re.compile(r"[\x00-\x20\x7f\\]")
 
@@ -81,7 +83,7 @@ class Target(msgspec.Struct, frozen=True):
     def authority(self) -> str:
         """What the Host header says."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == _PORTS[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 async def look_up(host: str, port: int) -> Sequence[str]:
@@ -144,13 +146,13 @@ def parse_url(url: str) -> Target:
         name, port = parts.hostname, parts.port
     except ValueError as error:
         raise ToolError(f"{url[:200]} is no URL: {error}.") from error
-    if parts.scheme not in _PORTS:
+    if parts.scheme not in PORTS:
         raise ToolError(f"Only http:// and https:// URLs are fetched, not {url[:200]}.")
     if "@" in parts.netloc:
         raise ToolError("URLs with a user name or password are not fetched; leave it out.")
     host = _host(name or "")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return Target(url, parts.scheme, host, _PORTS[parts.scheme] if port is None else port, path)
+    return Target(url, parts.scheme, host, PORTS[parts.scheme] if port is None else port, path)
 
 
 def _host(name: str) -> str:

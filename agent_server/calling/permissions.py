@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import msgspec
 
@@ -19,6 +19,7 @@ from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
 from agent_server.workspace_config import NAMES, ConfigInvalid, read
 from tools import ToolError
+from tools._fetch import PORTS, parse_url
 from tools._patch import parse
 from tools._pattern import split_folder
 
@@ -262,18 +263,16 @@ def _plain_name(command: str) -> tuple[str, ...]:
 
 
 def _plain_url(url: str) -> tuple[str, ...]:
-    """Gives the other way to write a URL: without capitals in its host, a user, an escape that needs none, the usual port."""
+    """Gives the URL as it is fetched: without capitals in its host, a fragment, an escape that needs none, the usual port."""
     try:
-        parts = urlsplit(url.strip())
-        host, port = (parts.hostname or "").rstrip("."), parts.port
-    except ValueError:
+        target = parse_url(url)
+    except ToolError:
         return (UNKNOWN,)
-    place = host if port is None or port == _PORTS.get(parts.scheme) else f"{host}:{port}"
-    path = os.path.normpath(f"/{unquote(parts.path).lstrip('/')}") + ("/" if parts.path.endswith("/") and parts.path.strip("/") else "")
-    return (f"{parts.scheme}://{place}{path}" + (f"?{parts.query}" if parts.query else ""),)
-
-
-_PORTS = {"http": 80, "https": 443}
+    host = f"[{target.host}]" if ":" in target.host else target.host
+    place = host if target.port == PORTS[target.scheme] else f"{host}:{target.port}"
+    path, mark, query = target.path.partition("?")
+    plain = os.path.normpath(f"/{unquote(path).lstrip('/')}")
+    return (f"{target.scheme}://{place}{plain}{'/' if path[1:].endswith('/') else ''}{mark}{query}",)
 
 
 def _patched(tool: str, patch: str, places: Places) -> list[_Subject]:
