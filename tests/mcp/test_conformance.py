@@ -87,7 +87,8 @@ def test_every_scenario_passes_that_applies(server: ServerProcess, tmp_path: Pat
 
 
 NOT_PLAYED = {
-    "auth/cross-app-access-complete-flow": "it begins with a person's login at an identity provider; nobody is there to log in",
+    "auth/cross-app-access-complete-flow": "it begins with the ID token that a person's login at an identity provider gave, which ends "
+    "within the hour: no configuration could hold one, and nobody is there to log in again",
     "auth/2025-03-26-oauth-metadata-backcompat": "its metadata names another issuer than where it was found, which RFC 8414 (3.3) has "
     "clients refuse, and the SDK does",
 }
