@@ -30,6 +30,13 @@ DENY_RM = {"*": "allow", "rm *": "deny", "git push*": "ask"}
 ONLY_STATUS = {"*": "ask", "git status*": "allow"}
 
 
+def patch(*lines: str) -> str:
+    return "\n".join(["*** Begin Patch", *lines, "*** End Patch"])
+
+
+IN_FOLDER = f"cd c && apply_patch <<'EOF'\n{patch('*** Update File: b', '-x')}\nEOF"
+
+
 @pytest.mark.parametrize(
     ("rules", "command", "wanted"),
     [
@@ -93,15 +100,22 @@ def test_commands(places: Places, rules: Any, command: str, wanted: str) -> None
         ({"edit": {"*": "allow", "{root}/src/*": "deny"}}, "write", {"filePath": "src/a"}, "deny"),
         ({"edit": {"*": "deny", "src/*": "allow"}}, "write", {"filePath": "{root}/src/a"}, "allow"),
         ({"edit": {"*": "deny", "src/*": "allow"}}, "write", {"filePath": "src/../a"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Add File: a\n+x\n*** Update File: b\n"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n*** Move to: b\n"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n"}, "allow"),
+        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": patch("*** Add File: a", "+x", "*** Update File: b", "-x")}, "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": patch("*** Update File: a", "*** Move to: b")}, "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": patch("*** Update File: a", "-x")}, "allow"),
+        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": patch("*** Update File: a", " *** Delete File: b", "-x")}, "allow"),
         ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "no patch"}, "deny"),
-        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": "*** Update File: a\n*** Rename: b\n"}, "deny"),
+        ({"edit": {"b": "deny"}}, "apply_patch", {"patchText": patch("*** Update File: a", "*** Rename: b")}, "deny"),
+        ({"edit": {"c/b": "deny"}}, "apply_patch", {"patchText": IN_FOLDER}, "deny"),
+        ({"edit": {"*": "deny", "b": "allow"}}, "apply_patch", {"patchText": IN_FOLDER}, "deny"),
+        ({"edit": {"*": "deny", "c/b": "allow"}}, "apply_patch", {"patchText": IN_FOLDER}, "allow"),
         ({"external_directory": "ask"}, "read", {"filePath": "/etc/passwd"}, "ask"),
         ({"external_directory": "ask"}, "read", {"filePath": "src"}, "allow"),
         ({"external_directory": "ask"}, "bash", {"command": "ls", "workdir": "/etc"}, "ask"),
         ({"external_directory": "ask"}, "grep", {"pattern": "a", "path": "../.."}, "ask"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "/etc/*"}, "ask"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "../*.py", "path": "src"}, "allow"),
+        ({"external_directory": "ask"}, "glob", {"pattern": "../../*.py", "path": "src"}, "ask"),
         ({"*": "deny", "read": "allow"}, "read", {"filePath": "{outputs}/a"}, "allow"),
         ({"webfetch": {"*": "deny", "https://docs.example/*": "allow"}}, "webfetch", {"url": "https://docs.example/a"}, "allow"),
         ({"webfetch": {"*": "deny", "https://docs.example/*": "allow"}}, "webfetch", {"url": "https://evil.example/a"}, "deny"),

@@ -17,6 +17,9 @@ from agent_server.calling.programs import UNKNOWN
 from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
 from agent_server.workspace_config import NAMES, ConfigInvalid, read
+from tools import ToolError
+from tools._patch import parse as parse_patch
+from tools._pattern import split_folder
 
 Verdict: TypeAlias = Literal["allow", "ask", "deny"]
 
@@ -36,9 +39,6 @@ EDITING = frozenset({"edit", "write", "apply_patch", "patch", "multiedit"})
 
 OUTSIDE = "external_directory"
 """The key for paths outside the workspace."""
-
-_PATCHED = re.compile(r"\s*(?:Add File|Update File|Delete File|Move to):\s*(.+?)\s*")
-_PATCH_SIGNS = re.compile(r"\s*(?:Begin Patch|End Patch|End of File)\s*")
 
 _SUBJECTS: Mapping[str, str] = {
     "glob": "pattern",
@@ -241,9 +241,11 @@ def _subjects(call: Called, places: Places) -> list[_Subject]:
         name, default = _PATHS[tool]
         return _files(tool, str(given.get(name) or default), places)
     if tool in EDITING:
-        return _patched(tool, "\n".join(value for value in given.values() if isinstance(value, str)), places)
-    around = given.get("workdir") if tool == "bash" else given.get("path")
-    outside = [subject for subject in _files(tool, str(around or "."), places) if subject.permission == OUTSIDE]
+        return _patched(tool, given, places)
+    around = str((given.get("workdir") if tool == "bash" else given.get("path")) or ".")
+    if tool == "glob":
+        around = os.path.join(around, split_folder(str(given.get("pattern")))[0])
+    outside = [subject for subject in _files(tool, around, places) if subject.permission == OUTSIDE]
     if tool == "bash":
         return [*(_Subject(tool, tool, text, likely=_plain_name(text)) for text in commands(str(given.get("command")))), *outside]
     if tool in _SUBJECTS:
@@ -257,14 +259,14 @@ def _plain_name(command: str) -> tuple[str, ...]:
     return (f"{name}{space}{rest}",) if name != first else ()
 
 
-def _patched(tool: str, patch: str, places: Places) -> list[_Subject]:
-    found: list[_Subject] = []
-    for line in re.findall(r"^\s*\*\*\*(.*)$", patch, re.MULTILINE):
-        if (named := _PATCHED.fullmatch(line)) is not None:
-            found += _files(tool, named[1], places)
-        elif not _PATCH_SIGNS.fullmatch(line):
-            found.append(_Subject("edit", tool, UNKNOWN))
-    return found or [_Subject("edit", tool, UNKNOWN)]
+def _patched(tool: str, given: Mapping[str, Any], places: Places) -> list[_Subject]:
+    """The files as the tool itself takes them from the patch; one that it would refuse may be anything."""
+    try:
+        changes = parse_patch(str(given.get("patchText")))
+    except ToolError:
+        return [_Subject("edit", tool, UNKNOWN)]
+    paths = [path for change in changes for path in (change.path, change.target) if path is not None]
+    return [subject for path in paths for subject in _files(tool, path, places)]
 
 
 def _files(tool: str, path: str, places: Places) -> list[_Subject]:
