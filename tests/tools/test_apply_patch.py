@@ -212,6 +212,14 @@ async def test_wrappers_around_a_patch_are_taken_off(context: ToolContext, works
     assert (workspace / "f").read_text() == "EOF\n"
 
 
+@pytest.mark.parametrize("text", ["<<EOF\n{}x", "cat <<EOF{}x", "cd {} && x"])
+async def test_a_wrapper_without_an_end_is_refused_in_time(context: ToolContext, text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(ToolError, match="must begin with"):
+        await apply(context, text.format("\n" * 100_000))
+    assert time.process_time() - start < 5  # some milliseconds; a minute where the end is looked for after each line
+
+
 @pytest.mark.parametrize("folder", ["sub", "sub/", "'sub'", '"sub"'])
 async def test_paths_are_relative_to_the_folder_of_the_wrapper(context: ToolContext, workspace: Path, folder: str) -> None:
     (workspace / "sub").mkdir()
