@@ -2,8 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +44,17 @@ def mortal(lasting: ServerProcess) -> ServerProcess:
 
 
 # Kill
+
+
+def test_what_a_kill_left_of_a_patch_is_taken_back_before_the_server_answers(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    workspaces = [tmp_path / str(number) / "workspace" for number in range(1, int(done.stdout))]
+    torn = next(each for each in workspaces if (each / "a").read_text() == "new a\n" and (each / "gone").exists())
+    shutil.copytree(torn.parent / "patches", tmp_path / "server/data/patches")
+    with serving(tmp_path / "server", WORKSPACE_DIR=str(torn)):
+        assert (torn / "a").read_text() == "old a\n"
+        assert sorted(each.name for each in torn.iterdir()) == ["a", "d", "gone", "link", "same"]
+        assert not list((tmp_path / "server/data/patches").iterdir())
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,10 @@ class ToolContext(Protocol):
     def web_allowed(self) -> Sequence[str]:
         """Hosts, addresses and networks that `webfetch` may reach although they would be refused (WEBFETCH_ALLOW)."""
 
+    @property
+    def patch_notes(self) -> Path:
+        """The folder (it exists) for notes of changes that a call makes in steps. What a kill breaks off is taken back from them."""
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         """Gives the absolute real path of `path` (relative to the workspace, or absolute).
 
