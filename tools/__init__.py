@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from tools._schema import schema_of
+from tools._schema import schema_of, without_nulls
 
 Answers: TypeAlias = list[list[str]]
 """To each question the labels that were chosen, or the user's own words."""
@@ -218,7 +218,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
         return schema_of(self.arguments)
 
     def parse(self, arguments: str) -> Any:
-        """Validates a call's raw JSON arguments; a number given as a string is accepted.
+        """Validates a call's raw JSON arguments; a number given as a string is accepted, and null for what may be left out.
 
         Errors: ToolError that says what was expected, what came and what to do.
         """
@@ -227,7 +227,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
         except msgspec.DecodeError as error:
             raise ToolError(f"The arguments of {self.name} are not valid JSON ({error}). Call it again with one JSON object.") from error
         try:
-            return msgspec.convert(decoded, self.arguments, strict=False)
+            return msgspec.convert(without_nulls(decoded), self.arguments, strict=False)
         except msgspec.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {error}. Call it again with arguments that fit its schema.") from error
 
