@@ -19,6 +19,9 @@ MAX_WHOLE = 8 << 20
 MAX_SIBLINGS = 10_000
 """Entries of a folder that are compared with a name that was not found."""
 
+HIDDEN = ".agent-server-"
+"""How the names of what is half-written begin: listings, watches and archives leave them out."""
+
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
@@ -158,4 +161,4 @@ def write_draft(draft: Path, data: bytes, state: os.stat_result | None) -> None:
 
 def beside(path: Path) -> Path:
     """Gives a name in the same folder that nothing has."""
-    return path.parent / f".{uuid.uuid4().hex}.tmp"
+    return path.parent / f"{HIDDEN}{uuid.uuid4().hex}"
