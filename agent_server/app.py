@@ -21,6 +21,7 @@ from agent_server.redaction import Secrets
 from agent_server.server import Server
 from agent_server.settings import Settings
 from agent_server.wiring import wire
+from tools._together import take_back_unfinished
 
 BASE_DELAY = 1.0
 """Seconds after the start at which the workspace's state is recorded, unless something is to change it before."""
@@ -98,7 +99,8 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
 
 
 async def _restore(server: Server) -> None:
-    """Ends what a killed server left of a restore, and restores what the instance is to begin with. Nothing else runs yet."""
+    """Ends what a killed server left of patches and of a restore, and restores what the instance begins with. Nothing else runs yet."""
+    await asyncio.to_thread(take_back_unfinished, server.data.patch_notes)
     await server.restores.recover()
     server.snapshots.sweep()
     await server.restores.first_start(server.settings)

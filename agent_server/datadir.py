@@ -9,6 +9,7 @@ identity.json    the instance's id, the mark of its commands, how often it start
 integrations.json, environment.json
                  what clients have set of integrations, and for commands
 outputs/         outputs too long for a reply
+patches/         what patches at work have changed of several files
 shadow/          the shadow repository
 tools/           of unfinished tasks, the configuration of their own tools that no event may hold
 ignores/         an empty repository, in which git tells what is ignored
@@ -57,7 +58,7 @@ class DataDirectory:
         self.path = settings.data
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self.outputs, self.path / "shadow"):
+            for folder in (self.outputs, self.patch_notes, self.path / "shadow"):
                 folder.mkdir(mode=0o700, exist_ok=True)
             # The folder itself may be a mounted one that others can enter. SQLite gives its other files the mode of this one.
             (self.path / "events.db").touch(mode=0o600)
@@ -74,6 +75,10 @@ class DataDirectory:
     @property
     def outputs(self) -> Path:
         return self.path / "outputs"
+
+    @property
+    def patch_notes(self) -> Path:
+        return self.path / "patches"
 
     def _claim(self, settings: Settings) -> IO[bytes]:
         (self.path / "lock").touch(mode=0o600)

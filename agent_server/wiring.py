@@ -111,6 +111,7 @@ def _surroundings(settings: Settings, data: DataDirectory, secrets: Secrets, log
         processes=processes,
         workspace=workspace,
         outputs=data.outputs.resolve(),
+        patch_notes=data.patch_notes,
         tools=tools,
         web=WebTools(),
         mcp=McpServers(processes, workspace, secrets),

@@ -33,7 +33,7 @@ def test_everything_in_it_is_private(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     found = modes(data.path)
-    assert set(found) == {".", "events.db", "identity.json", "lock", "outputs", "shadow", "token.sha256"}
+    assert set(found) == {".", "events.db", "identity.json", "lock", "outputs", "patches", "shadow", "token.sha256"}
     assert {mode & 0o077 for mode in found.values()} == {0}
 
 

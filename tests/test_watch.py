@@ -15,6 +15,7 @@ import pytest
 
 from tests.serving import ServerProcess, serving
 from tests.workspaces import git, write
+from tools._files import replace_file
 
 
 @pytest.fixture
@@ -113,6 +114,14 @@ def test_git_and_uploads_on_their_way_are_left_out(server: ServerProcess) -> Non
         with server.client() as client:
             client.put("/files?path=uploaded", content=b"1")
         assert watch.until("uploaded") == [("nested", "added"), ("uploaded", "added")]
+
+
+def test_a_file_that_a_tool_replaces_is_told_alone(server: ServerProcess) -> None:
+    write(server.workspace / "a", "1")
+    with watching(server) as watch:
+        replace_file(server.workspace / "a", b"2", (server.workspace / "a").stat())
+        write(server.workspace / "end", "")
+        assert {path for path, _ in watch.until("end")} == {"a", "end"}
 
 
 def test_names_that_are_not_utf8_are_told(server: ServerProcess) -> None:

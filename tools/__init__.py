@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
-from tools._schema import schema_of
+from tools._schema import schema_of, without_nulls
 
 Answers: TypeAlias = list[list[str]]
 """To each question the labels that were chosen, or the user's own words."""
@@ -147,6 +147,10 @@ class ToolContext(Protocol):
     def web_allowed(self) -> Sequence[str]:
         """Hosts, addresses and networks that `webfetch` may reach although they would be refused (WEBFETCH_ALLOW)."""
 
+    @property
+    def patch_notes(self) -> Path:
+        """The folder (it exists) for notes of changes that a call makes in steps. What a kill breaks off is taken back from them."""
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         """Gives the absolute real path of `path` (relative to the workspace, or absolute).
 
@@ -214,7 +218,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
         return schema_of(self.arguments)
 
     def parse(self, arguments: str) -> Any:
-        """Validates a call's raw JSON arguments; a number given as a string is accepted.
+        """Validates a call's raw JSON arguments; a number given as a string is accepted, and null for what may be left out.
 
         Errors: ToolError that says what was expected, what came and what to do.
         """
@@ -223,7 +227,7 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
         except msgspec.DecodeError as error:
             raise ToolError(f"The arguments of {self.name} are not valid JSON ({error}). Call it again with one JSON object.") from error
         try:
-            return msgspec.convert(decoded, self.arguments, strict=False)
+            return msgspec.convert(without_nulls(decoded), self.arguments, strict=False)
         except msgspec.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {error}. Call it again with arguments that fit its schema.") from error
 

@@ -19,6 +19,9 @@ MAX_WHOLE = 8 << 20
 MAX_SIBLINGS = 10_000
 """Entries of a folder that are compared with a name that was not found."""
 
+HIDDEN = ".agent-server-"
+"""How the names of what is half-written begin: listings, watches and archives leave them out."""
+
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
 
@@ -132,7 +135,8 @@ def _similar_names(path: Path) -> list[str]:
 
 def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
     """Writes a file so that readers see the old or the new one, with the owner and mode of `state`, the old one's."""
-    draft = write_draft(path, data, state)
+    draft = beside(path)
+    write_draft(draft, data, state)
     try:
         draft.replace(path)
     except BaseException:
@@ -140,11 +144,11 @@ def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
         raise
 
 
-def write_draft(path: Path, data: bytes, state: os.stat_result | None) -> Path:
-    """Writes what is to become a file beside it, with the owner and mode of `state`, and gives where; on an error nothing is left."""
-    draft = beside(path)
+def write_draft(draft: Path, data: bytes, state: os.stat_result | None) -> None:
+    """Writes what is to become a file under a name that nothing has, with the owner and mode of `state`; on an error nothing is left."""
     try:
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb") as file:
+        mode = 0o666 if state is None else 0o600  # until it has its owner, nobody else reads it
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
             file.write(data)
             if state is not None:
                 with suppress(PermissionError):  # a file of somebody else, in a folder of ours: it becomes ours
@@ -153,9 +157,8 @@ def write_draft(path: Path, data: bytes, state: os.stat_result | None) -> Path:
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
-    return draft
 
 
 def beside(path: Path) -> Path:
     """Gives a name in the same folder that nothing has."""
-    return path.parent / f".{uuid.uuid4().hex}.tmp"
+    return path.parent / f"{HIDDEN}{uuid.uuid4().hex}"

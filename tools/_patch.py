@@ -43,8 +43,8 @@ _MOVE = "*** Move to:"
 
 _HEREDOC = re.compile(
     r"(?:cd\s+(?P<folder>'[^'\n]+'|\"[^\"\n]+\"|[^\s'\"&;|]+)\s*&&\s*)?(?:(?:apply_patch|applypatch|cat)\s+)?"
-    r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w+)(?P=quote)(?:\s*\|\s*(?:apply_patch|applypatch))?[^\S\n]*\n"
-    r"(?P<patch>.*?)\s*(?P=word)",
+    r"<<-?\s*(?P<quote>['\"]?)(?P<word>\w{1,64})(?P=quote)(?:\s*\|\s*(?:apply_patch|applypatch))?[^\S\n]*\n"
+    r"(?P<patch>.*?)(?P=word)",
     re.DOTALL,
 )
 

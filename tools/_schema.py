@@ -1,4 +1,7 @@
-"""The JSON Schema of a tool's arguments, as it is sent to models. Not in `tools/__init__.py`: there `list` is the tool."""
+"""A tool's arguments: their JSON Schema, as it is sent to models, and what models send for them.
+
+Not in `tools/__init__.py`: there `list` is the tool.
+"""
 
 from typing import Any
 
@@ -10,6 +13,13 @@ def schema_of(arguments: type[msgspec.Struct]) -> dict[str, Any]:
     _, components = msgspec.json.schema_components([arguments])
     schema: dict[str, Any] = _inlined(components[arguments.__name__], components)
     return schema
+
+
+def without_nulls(value: Any) -> Any:
+    """Gives a JSON value without the members that are null."""
+    if isinstance(value, dict):
+        return {name: without_nulls(each) for name, each in value.items() if each is not None}
+    return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def _inlined(schema: Any, components: dict[str, Any]) -> Any:

@@ -65,7 +65,7 @@ def _apply(steps: Sequence[_Step], context: ToolContext) -> ToolResult:
             work.take(step)
         names = [name_of(path, context.workspace) for path in work.files]
         try:
-            replace_together(work.files)
+            replace_together(work.files, context.patch_notes)
         except NotTakenBack as error:
             text = f"Error: the patch was applied only in part, look at its files: {showable(str(error))}."
             return ToolResult(text, {"paths": names}, is_error=True)

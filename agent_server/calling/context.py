@@ -40,6 +40,10 @@ class Context:
     def web_allowed(self) -> Sequence[str]:
         return self._caller.around.web_allowed
 
+    @property
+    def patch_notes(self) -> Path:
+        return self._caller.around.patch_notes
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         try:
             return self._caller.around.workspace.resolve(path, also=None if write else self.spill_folder)

@@ -11,10 +11,11 @@ import secrets
 from pathlib import Path
 
 from agent_server.files import folders
+from tools._files import HIDDEN
 
 logger = logging.getLogger(__name__)
 
-PREFIX = ".agent-server-"
+PREFIX = HIDDEN
 """How all these names begin."""
 
 

@@ -40,6 +40,7 @@ class Surroundings(msgspec.Struct, frozen=True):
     processes: Processes
     workspace: Workspace
     outputs: Path
+    patch_notes: Path
     tools: Mapping[str, Tool]
     web: WebTools
     web_allowed: Sequence[str]

@@ -21,6 +21,10 @@ class LocalContext:
     files: dict[Path, str] = field(default_factory=dict)
     web_allowed: Sequence[str] = ()
 
+    @property
+    def patch_notes(self) -> Path:
+        return self.spill_folder.parent / "patches"
+
     def resolve(self, path: str, *, write: bool = False) -> Path:
         resolved = (self.workspace / path).resolve()
         allowed = [self.workspace] if write else [self.workspace, self.spill_folder]
@@ -115,5 +119,6 @@ def workspace(tmp_path: Path) -> Path:
 @pytest.fixture
 def context(workspace: Path, instructions: dict[str, str]) -> ToolContext:
     spill = workspace.parent / "spill"
-    spill.mkdir()
+    for folder in (spill, workspace.parent / "patches"):
+        folder.mkdir()
     return LocalContext(workspace, spill, instructions)

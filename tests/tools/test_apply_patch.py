@@ -3,6 +3,8 @@ import difflib
 import json
 import os
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.tools import killed
 from tests.tools.conftest import LocalContext
 from tools import MASK, ToolContext, ToolError, ToolResult
 from tools._files import MAX_WHOLE
 from tools._text import NEWLINE
+from tools._together import take_back_unfinished
 from tools.apply_patch import TOOL
 
 
@@ -210,6 +214,14 @@ async def test_wrappers_around_a_patch_are_taken_off(context: ToolContext, works
     (workspace / "f").write_text("a\n")
     await apply(context, text.format("*** Begin Patch\n*** Update File: f\n@@\n-a\n+EOF\n*** End Patch"))
     assert (workspace / "f").read_text() == "EOF\n"
+
+
+@pytest.mark.parametrize("text", ["<<EOF\n{}x", "cat <<EOF{}x", "cd {} && x"])
+async def test_a_wrapper_without_an_end_is_refused_in_time(context: ToolContext, text: str) -> None:
+    start = time.process_time()
+    with pytest.raises(ToolError, match="must begin with"):
+        await apply(context, text.format("\n" * 100_000))
+    assert time.process_time() - start < 5  # some milliseconds; a minute where the end is looked for after each line
 
 
 @pytest.mark.parametrize("folder", ["sub", "sub/", "'sub'", '"sub"'])
@@ -467,3 +479,47 @@ async def test_a_full_disk_changes_nothing(small_disk: Path, context: ToolContex
     with pytest.raises(ToolError, match=r"nothing was changed: .*No space left"):
         await patch(there, "*** Update File: a", "@@", "-old", "+new", "*** Delete File: b", "*** Add File: deep/c", *added)
     assert tree(small_disk) == before
+
+
+def test_a_kill_at_any_step_leaves_all_of_a_change_or_nothing(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    last = int(done.stdout)
+    killed.prepare(tmp_path / "before")
+    before, after = tree(tmp_path / "before"), tree(tmp_path / f"{last}/workspace")
+    assert {name: (tmp_path / f"{last}/workspace" / name).read_text() for name in ("a", "d/b", "made/deep/c", "same")} == {
+        "a": "new a\n",
+        "d/b": "new b\n",
+        "made/deep/c": "new c\n",
+        "same": "old same\n",
+    }
+    left, torn = [], 0
+    for number in range(1, last):
+        workspace = tmp_path / f"{number}/workspace"
+        torn += (workspace / "a").read_text() == "new a\n" and (workspace / "d/b").read_text() == "old d/b\n"
+        take_back_unfinished(tmp_path / f"{number}/patches")
+        left.append(tree(workspace))
+        assert not list((tmp_path / f"{number}/patches").iterdir())
+    made = left.index(after)
+    assert torn > 2
+    assert all(each == before for each in left[:made])
+    assert all(each == after for each in left[made:])
+
+
+def test_what_was_changed_since_a_kill_is_left_alone(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    for number in range(1, int(done.stdout)):
+        workspace = tmp_path / f"{number}/workspace"
+        for name in ("a", "gone", "link", "made/deep/c", "d/b"):
+            (workspace / name).unlink(missing_ok=True)
+            (workspace / name).parent.mkdir(parents=True, exist_ok=True)
+            (workspace / name).write_text("somebody's")
+        take_back_unfinished(tmp_path / f"{number}/patches")
+        assert contents(workspace) == {**dict.fromkeys(("a", "gone", "link", "made/deep/c", "d/b"), b"somebody's"), "same": b"old same\n"}
+
+
+def test_a_note_that_cannot_be_read_harms_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name, data in (("1.note", b"\x00"), ("2.done", b""), ("3.draft", b"half")):
+        (tmp_path / name).write_bytes(data)
+    take_back_unfinished(tmp_path)
+    assert caplog.text.count("could not be taken back") == 2
+    assert sorted(os.listdir(tmp_path)) == ["1.note", "2.done"]

@@ -3,7 +3,7 @@ import inspect
 import msgspec
 import pytest
 
-from tools import Tool, load
+from tools import Tool, ToolError, load
 
 TOOLS = load()
 
@@ -25,6 +25,25 @@ def test_every_argument_is_described(tool: Tool) -> None:
     assert all(argument["description"] for argument in tool.parameters["properties"].values())
     assert "$ref" not in msgspec.json.encode(tool.parameters).decode()
     assert inspect.iscoroutinefunction(tool.run)
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "nulls"),
+    [
+        ("bash", '"command": "true"', '"timeout": null, "workdir": null, "background": null'),
+        ("read", '"filePath": "a"', '"offset": null, "limit": null'),
+        ("todowrite", '"todos": [{"content": "a", "status": "pending"}]', '"no_such": null'),
+    ],
+)
+def test_null_stands_for_what_is_left_out(tool: str, arguments: str, nulls: str) -> None:
+    assert TOOLS[tool].parse(f"{{{arguments}, {nulls}}}") == TOOLS[tool].parse(f"{{{arguments}}}")
+
+
+def test_null_stands_for_what_is_left_out_deeper_too() -> None:
+    todos = TOOLS["todowrite"].parse('{"todos": [{"content": "a", "status": "pending", "priority": null}]}').todos
+    assert todos[0].priority == "medium"
+    with pytest.raises(ToolError, match="missing required field `content`"):
+        TOOLS["todowrite"].parse('{"todos": [{"content": null, "status": "pending"}]}')
 
 
 def test_all_descriptions_together_are_short() -> None:
