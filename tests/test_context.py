@@ -11,7 +11,7 @@ import pytest
 
 from agent_server.messages import Message, Text, ToolSpec
 from agent_server.sessions.context import ANSWER_SHARE, ANSWER_TOKENS, LEAST_GAIN, MAX_COMPACTIONS, PROTECTED_TOKENS, SHRINKS_BY
-from agent_server.sessions.conversation import PRUNED
+from agent_server.sessions.entries import PRUNED
 from agent_server.sessions.tokens import message_tokens, specs_tokens, text_tokens
 from tests.emulators.history import complaint
 from tests.emulators.openai import OpenAIEmulator, Record

@@ -14,7 +14,9 @@ from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import distinct
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message, Text, ToolCall
-from agent_server.sessions.conversation import INTERRUPTED, Conversation, entry_to_wire, standing
+from agent_server.sessions.conversation import Conversation
+from agent_server.sessions.entries import INTERRUPTED, entry_to_wire
+from agent_server.sessions.standing import standing
 from tests.emulators.history import complaint
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type

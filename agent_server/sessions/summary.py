@@ -16,7 +16,7 @@ from agent_server.gateway.retry import OnRetry, stream_with_retries
 from agent_server.ids import new_id
 from agent_server.messages import Image, Message, Part, Text, ToolCall, ToolSpec, Usage
 from agent_server.sessions.ask import usage_to_wire
-from agent_server.sessions.conversation import Entry
+from agent_server.sessions.entries import Entry
 from agent_server.sessions.tokens import message_tokens, specs_tokens
 
 FEWEST = 2
