@@ -390,12 +390,9 @@ def test_a_compaction_may_fail_once(small: ServerProcess, model: OpenAIEmulator)
     assert [event["type"] for event in told if "compact" in event["type"]] == ["compaction.failed", "session.compacted"]
 
 
-@pytest.mark.parametrize("turn", [{"status": 401}, {"status": 400}], ids=["unauthorized", "bad-request"])
-def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(
-    turn: dict[str, Any], small: ServerProcess, model: OpenAIEmulator
-) -> None:
-    name = f"model-{turn['status']}"
-    model.script(*printings(7, 14_000), turn, {"text": "A summary."}, {"text": "Fine again."})
+def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "unauthorized"
+    model.script(*printings(7, 14_000), {"status": 401}, {"text": "A summary."}, {"text": "Fine again."})
     task = small.finish(small.submit("Work.", sessionId=name))
     assert (task["status"], task["error"]["code"]) == ("failed", "MODEL_ERROR")
     count = len(small.get(f"/sessions/{name}/messages?limit=200").json()["messages"])
@@ -403,6 +400,59 @@ def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(
     assert small.post("/run", {"prompt": "Next.", "sessionId": name}).json()["response"] == "Fine again."
     found = bodies(model)
     assert [is_summary_request(body) for body in found[-3:]] == [True, True, False]
+
+
+def test_a_refused_request_for_a_summary_is_made_in_a_form_that_is_taken(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(7, 14_000), {"text": "A summary.", "refuses": ["calls"]}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="refused"))
+    (compacted,) = of_type(told, "session.compacted")
+    assert compacted["summary"] == "A summary."
+    found = bodies(model)
+    (system, transcript) = found[8]["messages"]
+    assert system == found[7]["messages"][0]
+    assert is_summary_request(found[8])
+    assert "[call " in str(transcript["content"])
+
+
+def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usable(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(7, 14_000), {"text": "On my own.", "refuses": ["word turn0"]}, {"text": "Fine again."})
+    told = assert_completed(small, small.submit("Go.", sessionId="poisoned"))
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["bad_request"]
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["prompt"]
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
+
+
+def test_a_summary_that_is_cut_off_is_asked_for_shorter_and_counts_twice(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(
+        *printings(7, 14_000),
+        {"text": "## Goal and", "finish_reason": "length", "usage": usage},
+        {"text": "A summary.", "usage": usage},
+        {"text": "Done."},
+    )
+    told = assert_completed(small, small.submit(sessionId="cut"))
+    (compacted,) = of_type(told, "session.compacted")
+    assert (compacted["summary"], compacted["usage"]["cost"], compacted["usage"]["total_tokens"]) == ("A summary.", 0.5, 10_140)
+    found = bodies(model)
+    assert found[8]["messages"][:-1] == found[7]["messages"][:-1]
+    assert found[8]["messages"][-1]["content"].startswith(found[7]["messages"][-1]["content"])
+
+
+def test_a_summary_that_is_always_cut_off_is_none(small: ServerProcess, model: OpenAIEmulator) -> None:
+    cut = {"text": "## Goal and", "finish_reason": "length"}
+    model.script(*printings(7, 14_000), {"repeat": cut, "times": 4}, {"text": "A summary."}, {"text": "Fine again."})
+    task = small.finish(small.submit(sessionId="always-cut"))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert not of_type(small.task_events(task["taskId"]), "session.compacted")
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "always-cut"}).json()["response"] == "Fine again."
+
+
+def test_a_summary_after_an_overflow_counts_to_the_limit_of_the_cost(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(printing(6_000), OVERFLOW, {"text": "A summary.", "usage": usage}, {"text": "Not said."})
+    task = small.finish(small.submit("Work.", sessionId="overflow-cost", maxCost=0.2))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "max_cost")
+    assert len(model.requests()) == 3
 
 
 def test_a_summary_that_breaks_off_is_asked_for_again_and_told(small: ServerProcess, model: OpenAIEmulator) -> None:

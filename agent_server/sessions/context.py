@@ -128,16 +128,20 @@ class Room:
         self._factor = min(max(measured / raw, least), most)
         self._rest = measured - self._factor * raw
 
-    async def ask(self) -> None:
-        """Makes a model call, and makes it again with more room when the provider finds it too long. Errors: as Ask's."""
-        while True:
-            call = Ask(self._run)
-            try:
-                return await call.ask(self._specs)
-            except ModelError as error:
-                if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
-                    raise
-                await self.make(error)
+    async def ask(self) -> bool:
+        """Makes a model call, and gives whether it was answered; else the provider found it too long, and there is more room now.
+
+        Errors: as Ask's, and as `make`.
+        """
+        call = Ask(self._run)
+        try:
+            await call.ask(self._specs)
+        except ModelError as error:
+            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
+                raise
+            await self.make(error)
+            return False
+        return True
 
     async def make(self, refused: ModelError | None = None) -> bool:
         """Sees to it that the next request fits, and gives whether anything had to go for that. `refused` is why the last one did not.
@@ -156,7 +160,12 @@ class Room:
                 break
             if chosen is None or self._run.conversation.compactions >= MAX_COMPACTIONS:
                 raise self._overflow(refused)
-            made = await self._compact(chosen, is_refused=refused is not None) or made
+            try:
+                made = await self._compact(chosen, is_refused=refused is not None) or made
+            except ModelError as error:
+                if error.fault is not Fault.BAD_REQUEST or refused is not None:
+                    raise
+                break  # the request itself can be made in a form that needs no summary
         return made
 
     @property
