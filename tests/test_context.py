@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent_server.sessions.context import LEAST_GAIN, MAX_COMPACTIONS, PROTECTED_TOKENS, SHRINKS_BY
-from agent_server.sessions.conversation import PRUNED
-from agent_server.sessions.tokens import text_tokens
+from agent_server.messages import Message, Text, ToolSpec
+from agent_server.sessions.context import ANSWER_SHARE, ANSWER_TOKENS, LEAST_GAIN, MAX_COMPACTIONS, PROTECTED_TOKENS, SHRINKS_BY
+from agent_server.sessions.entries import PRUNED
+from agent_server.sessions.tokens import message_tokens, specs_tokens, text_tokens
 from tests.emulators.history import complaint
 from tests.emulators.openai import OpenAIEmulator, Record
 from tests.ended import assert_completed, assert_requests, of_type
@@ -19,27 +20,45 @@ from tests.scripts import STALLED, bash
 from tests.serving import ServerProcess, serving
 
 OVERFLOW = {"status": 400, "error": {"message": "This model's maximum context length is 9.", "code": "context_length_exceeded"}}
-SMALL = 32_000
-"""Tokens: 24,000 of a request, 6,000 of the newest turns."""
+SMALL, LARGE = 22_500, 77_500
+"""Tokens that the messages of a conversation may have together, besides the system prompt and the tools."""
 
 
 @pytest.fixture(scope="module")
-def small(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+def base(model: OpenAIEmulator) -> int:
+    """Tokens of the system prompt and the tools, which each request has."""
+    model.script({"text": "Hello."})
+    with serving(AGENT_BASE_URL=model.url) as running:
+        assert running.post("/run", {"prompt": "Hi."}).status_code == 200
+    (record,) = model.requests()
+    functions = [tool["function"] for tool in record.json["tools"]]
+    specs = [ToolSpec(function["name"], function["description"], function["parameters"]) for function in functions]
+    return message_tokens(Message("system", (Text(record.json["messages"][0]["content"]),))) + specs_tokens(specs)
+
+
+@pytest.fixture(scope="module")
+def small(base: int, model: OpenAIEmulator) -> Iterator[ServerProcess]:
     """A server whose model reads little."""
-    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(SMALL)) as running:
+    window = -(-(base + SMALL) * ANSWER_SHARE // (ANSWER_SHARE - 1))
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(window)) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def large(model: OpenAIEmulator) -> Iterator[ServerProcess]:
-    """A server whose model reads 80,000 tokens in a request."""
-    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS="100000") as running:
+def large(base: int, model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server whose model reads four times as much."""
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(base + LARGE + ANSWER_TOKENS)) as running:
         yield running
 
 
 def printing(size: int, mark: str = "line") -> dict[str, Any]:
     """A turn that calls a command of so many bytes of output, in lines that begin with the mark."""
     return {"text": "On.", "tool_calls": [bash(f"yes '{mark} {'.' * 50}' | head -c {size}")]}
+
+
+def printings(count: int, size: int) -> list[dict[str, Any]]:
+    """So many such turns, no two of which are the same: a task that repeats itself would be ended."""
+    return [printing(size, f"turn{number}") for number in range(count)]
 
 
 def bodies(model: OpenAIEmulator) -> list[Any]:
@@ -64,9 +83,9 @@ def requests_of(records: list[Record]) -> list[Record]:
 
 
 def test_a_long_task_is_compacted_on_its_way_and_goes_on_by_itself(small: ServerProcess, model: OpenAIEmulator) -> None:
-    steps = [printing(12_000, f"step{number}") for number in range(9)]
-    model.script(*steps[:8], {"text": "## Goal\nThe summary."}, steps[8], {"text": "Done."})
-    task_id = small.submit("Count to nine.", sessionId="long")
+    steps = printings(8, 13_000)
+    model.script(*steps[:7], {"text": "## Goal\nThe summary."}, steps[7], {"text": "Done."})
+    task_id = small.submit("Count to eight.", sessionId="long")
     told = assert_completed(small, task_id)
     (compacted,) = of_type(told, "session.compacted")
     assert compacted["summary"] == "## Goal\nThe summary."
@@ -75,14 +94,14 @@ def test_a_long_task_is_compacted_on_its_way_and_goes_on_by_itself(small: Server
     at = next(number for number, body in enumerate(found) if is_summary_request(body))
     before, after = found[at - 1], found[at + 1]
     # The prompt stays word for word, then comes the summary, then the newest turn, whole and unchanged.
-    assert texts(after)[0] == "Count to nine."
+    assert texts(after)[0] == "Count to eight."
     assert "The summary." in texts(after)[1]
     kept = after["messages"][3:]
     assert 0 < len(kept) < len(before["messages"]) - 3
     assert kept[0]["role"] == "assistant"
     assert found[at]["messages"][0] == after["messages"][0]
     assert kept[-1]["role"] == "tool"
-    assert "step7" in kept[-1]["content"]
+    assert "turn6" in kept[-1]["content"]
     # The request for it continues the last one, so that the cache pays for it.
     records = model.requests()
     asked_for = records[at].json["messages"]
@@ -92,7 +111,7 @@ def test_a_long_task_is_compacted_on_its_way_and_goes_on_by_itself(small: Server
 
 
 def test_what_was_compacted_is_the_same_after_a_kill(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": "Hm.", "tool_calls": [bash("sleep 60")]})
+    model.script(*printings(7, 14_000), {"text": "A summary."}, {"text": "Hm.", "tool_calls": [bash("sleep 60")]})
     task_id = small.submit(sessionId="same")
     started = small.wait_for(task_id, "session.compacted")
     while len(model.requests()) < 9:
@@ -108,7 +127,7 @@ def test_what_was_compacted_is_the_same_after_a_kill(small: ServerProcess, model
 
 
 def test_a_kill_right_after_a_compaction_does_not_repeat_it(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"repeat": {"text": "Done."}, "times": 2})
+    model.script(*printings(7, 14_000), {"text": "A summary."}, {"repeat": {"text": "Done."}, "times": 2})
     task_id = small.submit("Go.", sessionId="right-after")
     small.kill_at(task_id, "session.compacted")
     small.start()
@@ -122,7 +141,7 @@ def test_a_kill_right_after_a_compaction_does_not_repeat_it(small: ServerProcess
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "stop"])
 def test_an_end_of_the_server_during_a_compaction_loses_nothing(how: int, small: ServerProcess, model: OpenAIEmulator) -> None:
     name = f"broken-{how}"
-    model.script(*[printing(14_000) for _ in range(7)], STALLED, {"text": "A summary."}, {"text": "Done."})
+    model.script(*printings(7, 14_000), STALLED, {"text": "A summary."}, {"text": "Done."})
     task_id = small.submit("Go on and on.", sessionId=name)
     while len(model.requests()) < 8:
         time.sleep(0.01)
@@ -142,7 +161,7 @@ def test_an_end_of_the_server_during_a_compaction_loses_nothing(how: int, small:
 
 def test_the_summary_counts_to_the_tasks_usage_and_cost(small: ServerProcess, model: OpenAIEmulator) -> None:
     usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary.", "usage": usage}, {"text": "Done."})
+    model.script(*printings(7, 14_000), {"text": "A summary.", "usage": usage}, {"text": "Done."})
     task_id = small.submit(sessionId="cost")
     told = assert_completed(small, task_id)  # which sums it up
     (compacted,) = of_type(told, "session.compacted")
@@ -152,14 +171,14 @@ def test_the_summary_counts_to_the_tasks_usage_and_cost(small: ServerProcess, mo
 
 def test_the_cost_of_a_summary_ends_a_task_at_its_limit(small: ServerProcess, model: OpenAIEmulator) -> None:
     usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary.", "usage": usage}, {"text": "Not said."})
+    model.script(*printings(7, 14_000), {"text": "A summary.", "usage": usage}, {"text": "Not said."})
     task = small.finish(small.submit(sessionId="cost-limit", maxCost=0.2))
     assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "max_cost")
     assert len(model.requests()) == 8
 
 
-def test_the_count_of_the_provider_tells_when_it_is_full(small: ServerProcess, model: OpenAIEmulator) -> None:
-    usage = {"prompt_tokens": 23_000, "completion_tokens": 2_000, "total_tokens": 25_000}
+def test_the_count_of_the_provider_tells_when_it_is_full(base: int, small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": base + SMALL - 1_000, "completion_tokens": 2_000, "total_tokens": base + SMALL + 1_000}
     model.script(printing(2_000), {**printing(2_000), "usage": usage}, {"text": "A summary."}, {"text": "Done."})
     told = assert_completed(small, small.submit(sessionId="counted"))
     assert len(of_type(told, "session.compacted")) == 1
@@ -172,7 +191,7 @@ def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction
         printing(2_000),
         {**printing(2_000), "usage": usage},
         {"text": "A summary."},
-        {"repeat": {**printing(2_000), "usage": usage}, "times": 5},
+        *[{**turn, "usage": usage} for turn in printings(5, 2_000)],
         {"text": "Done."},
     )
     told = assert_completed(small, small.submit(sessionId="sums"))
@@ -191,7 +210,7 @@ def test_a_new_prompt_that_does_not_fit_beside_the_old_ones_is_kept_and_answered
 
 
 def test_a_prompt_with_a_schema_survives_the_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": '{"n": 9}'})
+    model.script(*printings(7, 14_000), {"text": "A summary."}, {"text": '{"n": 9}'})
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     reply = small.post("/run", {"prompt": "Count.", "sessionId": "schema", "outputSchema": schema})
     assert reply.json()["output"] == {"n": 9}
@@ -211,7 +230,7 @@ def test_a_call_id_that_was_compacted_is_not_given_again(small: ServerProcess, m
     def named(turn: dict[str, Any]) -> dict[str, Any]:
         return {**turn, "tool_calls": [{**turn["tool_calls"][0], "id": "call_a"}]}
 
-    model.script(*[named(printing(14_000)) for _ in range(7)], {"text": "A summary."}, named(printing(10)), {"text": "Done."})
+    model.script(*map(named, printings(7, 14_000)), {"text": "A summary."}, named(printing(10)), {"text": "Done."})
     told = assert_completed(small, small.submit(sessionId="ids"))
     ids = [event["toolCallId"] for event in of_type(told, "tool.finished")]
     assert len(set(ids)) == len(ids) == 8
@@ -272,7 +291,7 @@ def test_an_overflow_leads_to_a_compaction_and_a_new_try(small: ServerProcess, m
 
 
 def test_an_overflow_leads_to_a_pruning_first(large: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(45_000) for _ in range(6)], OVERFLOW, {"text": "Done."})
+    model.script(*printings(6, 45_000), OVERFLOW, {"text": "Done."})
     told = assert_completed(large, large.submit(sessionId="overflow-prune"))
     assert len(of_type(told, "session.pruned")) == 1
     assert not of_type(told, "session.compacted")
@@ -280,7 +299,7 @@ def test_an_overflow_leads_to_a_pruning_first(large: ServerProcess, model: OpenA
 
 def test_an_endless_overflow_ends_the_task_with_a_reason_and_not_the_session(small: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(
-        *[printing(3_000) for _ in range(6)],
+        *printings(6, 3_000),
         OVERFLOW,
         {"text": "A summary. " * 50},
         OVERFLOW,
@@ -348,7 +367,7 @@ def test_a_window_too_small_for_anything_ends_in_a_reason(tokens: int, model: Op
 def test_a_compaction_that_fails_twice_ends_the_task(
     turn: dict[str, Any], reason: str, small: ServerProcess, model: OpenAIEmulator
 ) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], turn, turn, {"text": "A summary."}, {"text": "Fine again."})
+    model.script(*printings(7, 14_000), turn, turn, {"text": "A summary."}, {"text": "Fine again."})
     name = f"fails-{reason}"
     task = small.finish(small.submit("Work.", sessionId=name))
     assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
@@ -366,17 +385,14 @@ def test_a_compaction_that_fails_twice_ends_the_task(
 
 
 def test_a_compaction_may_fail_once(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"tool_calls": [bash("true")]}, {"text": "A summary."}, {"text": "Done."})
+    model.script(*printings(7, 14_000), {"tool_calls": [bash("true")]}, {"text": "A summary."}, {"text": "Done."})
     told = assert_completed(small, small.submit(sessionId="once"))
     assert [event["type"] for event in told if "compact" in event["type"]] == ["compaction.failed", "session.compacted"]
 
 
-@pytest.mark.parametrize("turn", [{"status": 401}, {"status": 400}], ids=["unauthorized", "bad-request"])
-def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(
-    turn: dict[str, Any], small: ServerProcess, model: OpenAIEmulator
-) -> None:
-    name = f"model-{turn['status']}"
-    model.script(*[printing(14_000) for _ in range(7)], turn, {"text": "A summary."}, {"text": "Fine again."})
+def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "unauthorized"
+    model.script(*printings(7, 14_000), {"status": 401}, {"text": "A summary."}, {"text": "Fine again."})
     task = small.finish(small.submit("Work.", sessionId=name))
     assert (task["status"], task["error"]["code"]) == ("failed", "MODEL_ERROR")
     count = len(small.get(f"/sessions/{name}/messages?limit=200").json()["messages"])
@@ -386,15 +402,68 @@ def test_a_model_that_fails_at_the_summary_leaves_the_session_as_it_was(
     assert [is_summary_request(body) for body in found[-3:]] == [True, True, False]
 
 
+def test_a_refused_request_for_a_summary_is_made_in_a_form_that_is_taken(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(7, 14_000), {"text": "A summary.", "refuses": ["calls"]}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="refused"))
+    (compacted,) = of_type(told, "session.compacted")
+    assert compacted["summary"] == "A summary."
+    found = bodies(model)
+    (system, transcript) = found[8]["messages"]
+    assert system == found[7]["messages"][0]
+    assert is_summary_request(found[8])
+    assert "[call " in str(transcript["content"])
+
+
+def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usable(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(7, 14_000), {"text": "On my own.", "refuses": ["word turn0"]}, {"text": "Fine again."})
+    told = assert_completed(small, small.submit("Go.", sessionId="poisoned"))
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["bad_request"]
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["prompt"]
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
+
+
+def test_a_summary_that_is_cut_off_is_asked_for_shorter_and_counts_twice(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(
+        *printings(7, 14_000),
+        {"text": "## Goal and", "finish_reason": "length", "usage": usage},
+        {"text": "A summary.", "usage": usage},
+        {"text": "Done."},
+    )
+    told = assert_completed(small, small.submit(sessionId="cut"))
+    (compacted,) = of_type(told, "session.compacted")
+    assert (compacted["summary"], compacted["usage"]["cost"], compacted["usage"]["total_tokens"]) == ("A summary.", 0.5, 10_140)
+    found = bodies(model)
+    assert found[8]["messages"][:-1] == found[7]["messages"][:-1]
+    assert found[8]["messages"][-1]["content"].startswith(found[7]["messages"][-1]["content"])
+
+
+def test_a_summary_that_is_always_cut_off_is_none(small: ServerProcess, model: OpenAIEmulator) -> None:
+    cut = {"text": "## Goal and", "finish_reason": "length"}
+    model.script(*printings(7, 14_000), {"repeat": cut, "times": 4}, {"text": "A summary."}, {"text": "Fine again."})
+    task = small.finish(small.submit(sessionId="always-cut"))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert not of_type(small.task_events(task["taskId"]), "session.compacted")
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "always-cut"}).json()["response"] == "Fine again."
+
+
+def test_a_summary_after_an_overflow_counts_to_the_limit_of_the_cost(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
+    model.script(printing(6_000), OVERFLOW, {"text": "A summary.", "usage": usage}, {"text": "Not said."})
+    task = small.finish(small.submit("Work.", sessionId="overflow-cost", maxCost=0.2))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "max_cost")
+    assert len(model.requests()) == 3
+
+
 def test_a_summary_that_breaks_off_is_asked_for_again_and_told(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"drop": True}, {"text": "A summary."}, {"text": "Done."})
+    model.script(*printings(7, 14_000), {"drop": True}, {"text": "A summary."}, {"text": "Done."})
     told = assert_completed(small, small.submit(sessionId="again"))
     assert len(of_type(told, "task.retrying")) == 1
     assert len(of_type(told, "session.compacted")) == 1
 
 
 def test_a_task_can_be_cancelled_while_it_is_compacted(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], STALLED)
+    model.script(*printings(7, 14_000), STALLED)
     task_id = small.submit(sessionId="cancelled")
     while len(model.requests()) < 8:
         time.sleep(0.01)
@@ -402,7 +471,7 @@ def test_a_task_can_be_cancelled_while_it_is_compacted(small: ServerProcess, mod
 
 
 def test_a_quiesce_during_a_compaction_breaks_it_off_and_it_is_made_again(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], STALLED, {"text": "A summary."}, {"text": "Done."})
+    model.script(*printings(7, 14_000), STALLED, {"text": "A summary."}, {"text": "Done."})
     task_id = small.submit(sessionId="quiesced")
     while len(model.requests()) < 8:
         time.sleep(0.01)
@@ -413,7 +482,7 @@ def test_a_quiesce_during_a_compaction_breaks_it_off_and_it_is_made_again(small:
 
 
 def test_what_is_told_of_a_compaction_says_how_much_it_took(small: ServerProcess, model: OpenAIEmulator) -> None:
-    model.script(*[printing(14_000) for _ in range(7)], {"text": "A summary."}, {"text": "Done."})
+    model.script(*printings(7, 14_000), {"text": "A summary."}, {"text": "Done."})
     told = assert_completed(small, small.submit("Go.", sessionId="told"))
     (compacted,) = of_type(told, "session.compacted")
     assert compacted["replaces"]["messages"] > 2

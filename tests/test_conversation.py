@@ -8,21 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent_server.calling.plan import OVER, PROMPT
 from agent_server.events import CONTEXT, Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message
-from agent_server.sessions.conversation import (
-    GO_ON,
-    MAX_FILES,
-    PRUNED,
-    Conversation,
-    Entry,
-    entry_from_wire,
-    entry_to_wire,
-    prompt_id,
-    remember,
-)
+from agent_server.sessions.conversation import Conversation
+from agent_server.sessions.entries import GO_ON, PRUNED, Entry, entry_from_wire, entry_to_wire, prompt_id
+from agent_server.sessions.seen_files import MAX_FILES, remember
 from tests.emulators.history import complaint
 
 ENDPOINT = Endpoint("http://127.0.0.1/v1", None, {}, "m", "openai-compatible")
@@ -73,6 +66,9 @@ class History:
                 self.add("session.compacted", told, task_id if number % 3 else None)
             case "prune":
                 self.add("session.pruned", {"toolCallIds": self.calls[: number % (len(self.calls) + 1)]}, task_id)
+            case "repair":
+                form = ("plain", "transcript", "prompt", "of_tomorrow")[number % 4]
+                self.add("session.repaired", {"messageId": self.new_id(), "form": form, "added": self.ids[-(number % 3) :]}, task_id)
             case "fall short":
                 self.add("compaction.failed", {"reason": "no_shorter", "error": "", "usage": {"cost": 0.5}}, task_id)
             case "copy":
@@ -90,7 +86,7 @@ def call(call_id: str) -> dict[str, str]:
     return {"id": call_id, "name": "bash", "arguments": '{"command": "true"}'}
 
 
-LIKELY = ["create", "start", "say", "say", "say", "end", "end", "end", "steer", "compact", "prune", "fail", "complete"]
+LIKELY = ["create", "start", "say", "say", "say", "end", "end", "end", "steer", "compact", "prune", "repair", "fail", "complete"]
 CHOICES = st.lists(st.tuples(st.sampled_from([*LIKELY, "copy", "delete", "fall short", "other"]), st.integers(0, 60)), max_size=60)
 
 
@@ -234,3 +230,26 @@ def test_only_a_summary_in_the_midst_of_a_task_says_so(answered: bool, goes_on: 
         conversation.apply(event)
     (summary,) = [entry.message.text for entry in conversation.entries if entry.is_summary]
     assert summary.endswith(GO_ON) is goes_on
+
+
+@pytest.mark.parametrize("is_forked", [False, True])
+def test_the_prompt_after_a_plan_says_that_it_is_over_in_a_fork_too(is_forked: bool) -> None:
+    history, conversation = History(), Conversation("sess_1")
+    history.add("task.created", {"prompt": "look", "mode": "plan"}, "task_0")
+    history.add("task.started", {}, "task_0")
+    history.add("message.completed", {"messageId": "msg_a", "text": "A plan."}, "task_0")
+    history.add("task.completed", {}, "task_0")
+    for event in history.events:
+        conversation.apply(event)
+    if is_forked:
+        copies = [json.loads(json.dumps(entry_to_wire(entry))) for entry in conversation.closed()]
+        history, conversation = History(), Conversation("sess_2")
+        for data in copies:
+            history.add("message.copied", data)
+    known = len(history.events) if not is_forked else 0
+    history.add("task.created", {"prompt": "do it"}, "task_1")
+    history.add("task.started", {}, "task_1")
+    for event in history.events[known:]:
+        conversation.apply(event)
+    assert PROMPT in conversation.messages[0].text
+    assert conversation.messages[-1].text == f"do it\n\n{OVER}"

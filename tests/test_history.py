@@ -8,13 +8,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.calls import SKIPPED
+from agent_server.calling.calls import SKIPPED, nudged
 from agent_server.events import Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import distinct
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message, Text, ToolCall
-from agent_server.sessions.conversation import INTERRUPTED, Conversation, entry_to_wire, standing
+from agent_server.sessions.conversation import Conversation
+from agent_server.sessions.entries import INTERRUPTED, entry_to_wire, prompt_id
+from agent_server.sessions.standing import standing
+from agent_server.sessions.summary import Summarised, choose
 from tests.emulators.history import complaint
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
@@ -26,6 +29,8 @@ SYSTEM = Message("system", (Text("Be good."),))
 IDS = ["", "call_0", "call_0", "call_1", "x" * 50]
 ARGUMENTS = ["", "{}", '{"a": 1}', "{oops", "[1]", "null", '"\\ud800"']
 TEXTS = ["", " ", "\n", "Well."]
+TOOLS = ["bash", "bash", "read", "task", "skill", "no such tool!"]
+IMAGE = {"type": "image", "mediaType": "image/png", "data": "QQ=="}
 
 
 class Life:
@@ -75,7 +80,8 @@ class Life:
 
     def task(self) -> None:
         task_id = self.new("task")
-        self.add("task.created", {"prompt": self.draw("do it", [{"type": "image", "mediaType": "image/png", "data": "QQ=="}])}, task_id)
+        mode = self.draw({}, {}, {"mode": "plan"}, {"outputSchema": {"type": "object"}})
+        self.add("task.created", {"prompt": self.draw("do it", [IMAGE]), **mode}, task_id)
         if self.draw(False, False, True):
             return self._end(task_id, "task.failed")  # cancelled in the queue
         self.add("task.started", {}, task_id)
@@ -83,8 +89,7 @@ class Life:
         self._reverted = None
         for _ in range(self.draw(0, 1, 2, 3)):
             self._steer(task_id)
-            if self.draw(False, False, False, True):
-                self._compact(task_id)
+            self._make_room(task_id)
             self.request()
             if not self._step(task_id):
                 return None
@@ -111,7 +116,7 @@ class Life:
 
     def _step(self, task_id: str) -> bool:
         """One answer with calls, and how they end; gives whether the task goes on."""
-        said = [ToolCall(self.draw(*IDS), "bash", self.draw(*ARGUMENTS)) for _ in range(self.draw(1, 1, 2, 4))]
+        said = [ToolCall(self.draw(*IDS), self.draw(*TOOLS), self.draw(*ARGUMENTS)) for _ in range(self.draw(1, 1, 2, 4))]
         calls = list(distinct(said, self._state.call_ids))
         self._say(task_id, calls, self.draw(*TEXTS))
         for call in calls:
@@ -121,13 +126,13 @@ class Life:
                 continue
             match self.draw("ends", "ends", "ends", "crash", "crash before", "cancel", "cancel before"):
                 case "ends":
-                    self.add("tool.finished", _result(call, self.draw("", " ", "fine")), task_id)
-                case "crash":
+                    self._finish(call, self.draw("", " ", "fine"), task_id)
+                case "crash" if call.name != "task":  # a subagent goes on after it
                     self.restart()
                     self.add("tool.finished", {**_result(call, INTERRUPTED), "interrupted": True}, task_id)
-                case "crash before":
+                case "crash" | "crash before":
                     self.restart()
-                    self.add("tool.finished", _result(call, "fine"), task_id)
+                    self._finish(call, "fine", task_id)
                 case "cancel":
                     self.add("tool.finished", {**_result(call, "Cancelled."), "interrupted": True}, task_id)
                     self._end(task_id, "task.failed")
@@ -137,8 +142,34 @@ class Life:
                     return False
         return True
 
+    def _finish(self, call: ToolCall, output: str, task_id: str) -> None:
+        data = _result(call, output)
+        if call.name == "task":
+            data["details"] = {"sessionId": "other", "taskId": self.new("task"), "agentType": "general", "status": "completed", "usage": {}}
+        if self.draw(False, False, True):
+            data["images"] = [IMAGE]
+        data |= nudged(self._state.repetition.nudge(call.name, call.arguments, data), data)
+        self.add("tool.finished", data, task_id)
+
     def _end(self, task_id: str, kind: str) -> None:
         self.add(kind, {}, task_id)
+
+    def _make_room(self, task_id: str) -> None:
+        match self.draw("enough", "enough", "prune", "compact", "compact to the prompt", "fail"):
+            case "prune":
+                results = [entry.message.tool_call_id for entry in self._state.settled if entry.message.tool_call_id is not None]
+                if results:
+                    gone = results[: self._data.draw(st.integers(1, len(results)))]
+                    self.add("session.pruned", {"toolCallIds": gone, "tokens": 1}, task_id)
+            case "compact":
+                self._compact(task_id)
+            case "compact to the prompt":
+                keep = self._data.draw(st.integers(0, 60))
+                chosen = choose(self._state.settled, keep=keep, prompt_id=prompt_id(task_id))
+                if chosen is not None:
+                    self.add("session.compacted", Summarised(self.new("msg"), "Much.", chosen, {}).to_wire(), task_id)
+            case "fail":
+                self.add("compaction.failed", {"reason": "no_shorter", "error": "", "usage": {}}, task_id)
 
     def _compact(self, task_id: str | None) -> None:
         entries = self._state.settled

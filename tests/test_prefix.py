@@ -18,13 +18,22 @@ STEPS = 60
 MARK = {"type": "ephemeral"}
 
 READ = {"name": "read", "arguments": {"filePath": "a.txt"}}
-KINDS: Sequence[dict[str, Any]] = (
-    {"text": "I look.", "tool_calls": [bash("printf 'a\\xff \\x1b[0m☃ “x”'"), bash("exit 3")]},
-    {"tool_calls": [READ, READ, {"name": "glob", "arguments": {"pattern": "*"}}]},
-    {"text": "Hm.", "reasoning": "Thinking…", "tool_calls": [{"name": "none", "arguments": "{}"}, {"name": "bash", "arguments": "{oops"}]},
-    {"tool_calls": [{"name": "write", "arguments": {"filePath": "a.txt", "content": "x\ny\n"}}, READ]},
-    {"text": "On.", "tool_calls": [bash("true")]},
-)
+
+
+def turn(number: int) -> dict[str, Any]:
+    """What the model says at a step: of five kinds, and never the same calls twice, since a task that repeats itself is ended."""
+    kinds: Sequence[dict[str, Any]] = (
+        {"text": "I look.", "tool_calls": [bash(f"printf 'a\\xff \\x1b[0m☃ “x” {number}'"), bash(f"exit {number}")]},
+        {"tool_calls": [READ, READ, {"name": "glob", "arguments": {"pattern": "*", "path": str(number)}}]},
+        {
+            "text": "Hm.",
+            "reasoning": "Thinking…",
+            "tool_calls": [{"name": "none", "arguments": "{}"}, {"name": "bash", "arguments": f"{{oops {number}"}],
+        },
+        {"tool_calls": [{"name": "write", "arguments": {"filePath": "a.txt", "content": f"x\ny {number}\n"}}, READ]},
+        {"text": "On.", "tool_calls": [bash(f"true {number}")]},
+    )
+    return kinds[number % len(kinds)]
 
 
 @pytest.fixture(params=["test-model", "anthropic/claude-sonnet-4.5"])
@@ -90,7 +99,7 @@ def steer(agent: ServerProcess, task_id: str) -> threading.Thread:
 
 
 def test_the_requests_of_sixty_steps_share_their_beginning(agent: ServerProcess, model: OpenAIEmulator) -> None:
-    turns = [dict(KINDS[number % len(KINDS)]) for number in range(STEPS + 1)]
+    turns = [turn(number) for number in range(STEPS + 1)]
     turns.insert(9, {"drop": True})
     turns.insert(21, {"text": "Half of", "cut_after": 3})
     model.script(*turns, {"repeat": {"text": "Done."}, "times": 3})

@@ -17,7 +17,7 @@ from agent_server.errors import AgentServerError
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
-from agent_server.sessions.conversation import INTERRUPTED, parts_to_wire
+from agent_server.sessions.entries import INTERRUPTED, parts_to_wire
 from agent_server.sessions.run import Caller, Paused, Run, Surroundings
 from tools import MAX_BYTES, MAX_LINES, Tool, ToolError, ToolResult
 

@@ -9,8 +9,8 @@ from agent_server.calling.background import Background
 from agent_server.commands.execution import Command, Owner
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
-from agent_server.sessions.conversation import remember
 from agent_server.sessions.run import Caller
+from agent_server.sessions.seen_files import remember
 from tools import MAX_BYTES, Answers, Assignment, CommandResult, Outcome, ToolError
 
 

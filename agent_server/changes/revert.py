@@ -28,7 +28,7 @@ from agent_server.events import Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.ids import new_id
 from agent_server.sessions import session_index, tasks
-from agent_server.sessions.conversation import prompt_id
+from agent_server.sessions.entries import prompt_id
 from agent_server.sessions.sessions import Sessions
 from agent_server.sessions.tasks import Task
 

@@ -19,7 +19,7 @@ from agent_server.errors import Draining, TooManyRequests
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
-from agent_server.sessions.conversation import INTERRUPTED, parts
+from agent_server.sessions.entries import INTERRUPTED, parts
 from agent_server.sessions.run import Surroundings
 from tools import Assignment, Tool, ToolError
 from tools import Outcome as Delegated

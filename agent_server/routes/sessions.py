@@ -17,7 +17,7 @@ from agent_server.routes.tasks import ImagePart, TextPart, TokenUsage
 from agent_server.server import server_of
 from agent_server.sessions import conversation, session_index
 from agent_server.sessions.compaction import compact as compact_session
-from agent_server.sessions.conversation import Entry
+from agent_server.sessions.entries import Entry, parts_to_wire
 from agent_server.sessions.fork import fork as fork_session
 from agent_server.sessions.todos import todos as newest_todos
 from agent_server.wire import timestamp
@@ -180,7 +180,7 @@ def _message(turn: Sequence[Entry]) -> dict[str, Any]:
     return {
         "messageId": first.message_id,
         "role": first.message.role,
-        "content": conversation.parts_to_wire(first.message.content),
+        "content": parts_to_wire(first.message.content),
         "toolCalls": [_call(call.id, call.name, call.arguments, by_call.get(call.id)) for call in first.message.tool_calls],
         "taskId": first.task_id,
         "createdAt": timestamp(first.created_at),

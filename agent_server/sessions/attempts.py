@@ -231,12 +231,9 @@ class Attempts:
         """Gives the tools of a task; the MCP servers that it brings live as long as the context."""
         entries = await self._around.configs.take(task.task_id) or task.given.get("tools", ())
         self._around.secrets.add(custom.secrets_of(entries), is_own=False)
-        fixed = built_in(self._around, agent, task.given)
-        for entry in entries:
-            if "mcp" not in entry:
-                fixed[entry["name"]] = await own_tool(self._around, entry)
+        fixed = await fixed_tools(self._around, agent, task.given, entries)
         own = [msgspec.convert(entry["mcp"], McpConfig) for entry in entries if "mcp" in entry]
-        owner, has_workspace = Owner(task.session_id, task.task_id), task.given["autoTools"] and not agent.is_read_only
+        owner, has_workspace = Owner(task.session_id, task.task_id), has_workspace_tools(agent, task.given)
         async with self._around.mcp.offered(own, fixed, owner, partial(self._warn, task), has_workspace=has_workspace) as toolset:
             yield toolset
 
@@ -302,6 +299,20 @@ def system_message(state: conversation.Conversation, given: Mapping[str, Any]) -
 def built_in(around: Surroundings, agent: Agent, given: Mapping[str, Any]) -> dict[str, Offered]:
     """Gives the agent's own tools, as a task has them."""
     return {name: tool for name, tool in around.tools.items() if given["autoTools"] and agent.may_use(tool)}
+
+
+async def fixed_tools(around: Surroundings, agent: Agent, given: Mapping[str, Any], entries: Sequence[Any]) -> dict[str, Offered]:
+    """Gives the agent's own tools and those of a task's `entries` that need no MCP server."""
+    tools = built_in(around, agent, given)
+    for entry in entries:
+        if "mcp" not in entry:
+            tools[entry["name"]] = await own_tool(around, entry)
+    return tools
+
+
+def has_workspace_tools(agent: Agent, given: Mapping[str, Any]) -> bool:
+    """Whether a task has the tools of the MCP servers that the workspace configures."""
+    return bool(given["autoTools"]) and not agent.is_read_only
 
 
 def agent_named(name: str | None, main: Agent) -> Agent:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from agent_server.agents import Agent
+from agent_server.commands.execution import Owner
 from agent_server.errors import Draining, TaskTimeout
 from agent_server.events import Draft, Event
 from agent_server.gateway import ModelOptions
 from agent_server.messages import ToolSpec
 from agent_server.sessions import tasks
-from agent_server.sessions.attempts import agent_named, built_in, own_tool, system_message
+from agent_server.sessions.attempts import agent_named, fixed_tools, has_workspace_tools, system_message
 from agent_server.sessions.conversation import load
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.sessions import Sessions
@@ -35,9 +37,7 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
         if options is None:
             options = ModelOptions(given["provider"], given["model"])
         agent = agent_named((state.began or {}).get("agent"), sessions.agent)
-        specs = [ToolSpec(name, tool.description, tool.parameters) for name, tool in built_in(around, agent, given).items()]
-        own = [await own_tool(around, entry) for entry in given.get("tools", ()) if "mcp" not in entry]
-        specs += [ToolSpec(tool.name, tool.description, tool.parameters) for tool in own]
+        specs = await _specs(around, agent, given, session_id)
         system = system_message(state, given)
         window = await around.windows.find(options.provider, options.model)
         summary = partial(summarise, around.gateway, chosen, system, specs, options, window=window)
@@ -45,6 +45,18 @@ async def compact(sessions: Sessions, around: Surroundings, session_id: str, opt
         done = await _within(work, sessions)
         (event,) = await around.log.append(Draft("session.compacted", done.to_wire(), session_id, sync=True))
         return event
+
+
+async def _specs(around: Surroundings, agent: Agent, given: Mapping[str, Any], session_id: str) -> list[ToolSpec]:
+    """Gives the tools that the session's last task offered, so that its cache pays for this request; but not those of MCP servers
+    that it brought, which have ended with it."""
+
+    def warn(text: str) -> None:
+        around.log.say(Draft("log", {"level": "WARNING", "source": "mcp", "text": text}, session_id))
+
+    fixed = await fixed_tools(around, agent, given, given.get("tools", ()))
+    async with around.mcp.offered([], fixed, Owner(session_id), warn, has_workspace=has_workspace_tools(agent, given)) as toolset:
+        return [ToolSpec(tool.name, tool.description, tool.parameters) for tool in toolset.tools.values()]
 
 
 async def _within(work: "asyncio.Task[Summarised]", sessions: Sessions) -> Summarised:

@@ -13,7 +13,7 @@ from agent_server.gateway import Fault, ModelError
 from agent_server.messages import ToolSpec
 from agent_server.pause import Broken
 from agent_server.sessions.ask import Ask
-from agent_server.sessions.conversation import PRUNED, Entry, prompt_id
+from agent_server.sessions.entries import PRUNED, Entry, prompt_id
 from agent_server.sessions.run import Paused, Run
 from agent_server.sessions.summary import Chosen, NoSummary, Summarised, choose, summarise
 from agent_server.sessions.tokens import message_tokens, specs_tokens, text_tokens
@@ -70,7 +70,7 @@ def limit_of(window: int, max_tokens: int | None) -> int:
 
 
 class Room:
-    """One task's. The estimate looks at each message once; only pruning and compacting make it look at all again."""
+    """One task's. The estimate looks at each message once, and at all again where some went or became others."""
 
     def __init__(self, run: Run, specs: list[ToolSpec], window: int) -> None:
         self._run = run
@@ -89,6 +89,7 @@ class Room:
         self._base = message_tokens(self._run.system) + specs_tokens(specs)
 
     def _forget(self) -> None:
+        self._changes = self._run.conversation.changes
         self._raw = 0
         self._counted = 0
         self._measured_at = 0
@@ -97,6 +98,8 @@ class Room:
     def estimate(self) -> int:
         """Gives how many tokens the next request has, about: what the provider counted last, and an estimate of what has come since."""
         conversation = self._run.conversation
+        if conversation.changes != self._changes:
+            self._forget()
         if conversation.measured_at > self._measured_at:
             self._measured_at = conversation.measured_at
             self._count_to(self._measured_at)
@@ -125,16 +128,20 @@ class Room:
         self._factor = min(max(measured / raw, least), most)
         self._rest = measured - self._factor * raw
 
-    async def ask(self) -> None:
-        """Makes a model call, and makes it again with more room when the provider finds it too long. Errors: as Ask's."""
-        while True:
-            call = Ask(self._run)
-            try:
-                return await call.ask(self._specs)
-            except ModelError as error:
-                if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
-                    raise
-                await self.make(error)
+    async def ask(self) -> bool:
+        """Makes a model call, and gives whether it was answered; else the provider found it too long, and there is more room now.
+
+        Errors: as Ask's, and as `make`.
+        """
+        call = Ask(self._run)
+        try:
+            await call.ask(self._specs)
+        except ModelError as error:
+            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
+                raise
+            await self.make(error)
+            return False
+        return True
 
     async def make(self, refused: ModelError | None = None) -> bool:
         """Sees to it that the next request fits, and gives whether anything had to go for that. `refused` is why the last one did not.
@@ -153,7 +160,12 @@ class Room:
                 break
             if chosen is None or self._run.conversation.compactions >= MAX_COMPACTIONS:
                 raise self._overflow(refused)
-            made = await self._compact(chosen, is_refused=refused is not None) or made
+            try:
+                made = await self._compact(chosen, is_refused=refused is not None) or made
+            except ModelError as error:
+                if error.fault is not Fault.BAD_REQUEST or refused is not None:
+                    raise
+                break  # the request itself can be made in a form that needs no summary
         return made
 
     @property
@@ -165,7 +177,6 @@ class Room:
         if gain < LEAST_GAIN:
             return False
         await self._run.append(self._run.draft("session.pruned", {"toolCallIds": call_ids, "tokens": gain}))
-        self._forget()
         return True
 
     def _choose(self) -> Chosen | None:
@@ -199,7 +210,6 @@ class Room:
             return False
         self._compacted_at = run.conversation.measured
         await run.append(run.draft("session.compacted", done.to_wire(), sync=True))
-        self._forget()
         return True
 
     async def _summarise(self, chosen: Chosen, *, is_refused: bool) -> Summarised:

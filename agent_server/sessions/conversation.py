@@ -4,53 +4,32 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from agent_server.calling import plan
 from agent_server.events import Event
 from agent_server.events.log import EventLog
-from agent_server.messages import Image, Message, Part, Text, ToolCall
-from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
-from agent_server.sessions.stuck import Repetition
-
-NOT_RUN = "Not run: the task ended before this call began."
-INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have run, in part or whole; check before you repeat it."
-
-SUMMARY = "What was said and done before this is summarised here; the messages themselves are no longer shown.\n\n{}"
-
-GO_ON = "\n\nThis is no new request: go on with the task from here, without beginning anew."
-"""What a summary in the midst of a task ends with."""
-
-PRUNED = "[This old output was removed to make room; make the call again if it is still needed.]"
-
-ANSWER = (
-    "Your answer to this, the last message without tool calls, must be one JSON value and nothing else: no prose, no code fence. "
-    "It must be valid under this JSON Schema:\n{}"
+from agent_server.messages import Message, Text, ToolCall
+from agent_server.sessions.entries import (
+    NOT_RUN,
+    Entry,
+    accepted,
+    entry_from_wire,
+    is_plan,
+    parts,
+    prompt_id,
+    returned,
+    still_true,
+    summary_message,
+    with_plan_over,
+    without_output,
 )
-
-MAX_FILES = 10_000
-"""Files whose stamps are kept: of more, those that were read or written last."""
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """One message in its place. A tool's result has the id of the message that made the call, so that an id names a whole turn.
-
-    `created_at` is Unix milliseconds; `instructions` names the nested instruction files that a result showed, `todos` is the list
-    that a call wrote, `files` has the stamps of the files that its call, or what is summarised, has read or written.
-    """
-
-    message_id: str
-    message: Message
-    created_at: int
-    task_id: str | None = None
-    is_error: bool = False
-    is_summary: bool = False
-    instructions: tuple[str, ...] = ()
-    todos: Sequence[Mapping[str, Any]] | None = None
-    files: Mapping[str, str | None] = {}
+from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
+from agent_server.sessions.seen_files import remember
+from agent_server.sessions.standing import standing
+from agent_server.sessions.stuck import Repetition
 
 
 class Conversation:
@@ -62,7 +41,8 @@ class Conversation:
     schema), `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
     `call_ids` are those of all calls, also of messages that are no longer shown: none may come again.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
-    `compactions` counts those in a row, failed ones too, that the present task has made since its last answer.
+    `changes` counts how often entries have gone or become others; `compactions` those in a row, failed ones too, that the present
+    task has made since its last answer.
     """
 
     def __init__(self, session_id: str) -> None:
@@ -84,12 +64,11 @@ class Conversation:
         self.usage: Mapping[str, Any] = {}
         self.cost = 0.0
         self.measured = self.measured_at = 0
-        self.compactions = 0
+        self.compactions = self.changes = 0
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
-        self._plans: set[str] = set()  # the tasks in plan mode
         self._is_plan = False
 
     @property
@@ -125,7 +104,7 @@ class Conversation:
 
     def closed(self, output: str = NOT_RUN) -> list[Entry]:
         """Gives the entries with a result for every call: `output` for those that are open."""
-        ends = [_result(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
+        ends = [returned(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
         return [*self.entries, *ends]
 
     @property
@@ -164,19 +143,14 @@ class Conversation:
         self._close_calls()
         entry = entry_from_wire(event.data)
         self.entries.append(entry)
+        if entry.message_id == prompt_id(entry.task_id or ""):
+            self._is_plan = is_plan(entry)
         self.call_ids.update(call.id for call in entry.message.tool_calls)
         self.instructions.update(entry.instructions)
         remember(self.files, entry.files)
 
     def _accepted(self, event: Event) -> None:
-        content = parts(event.data["prompt"])
-        if (schema := event.data.get("outputSchema")) is not None:
-            content = (*content, Text("\n\n" + ANSWER.format(msgspec.json.encode(schema, order="sorted").decode())))
-        task_id = event.task_id or ""
-        if event.data.get("mode") == "plan":
-            content = (*content, Text("\n\n" + plan.PROMPT))
-            self._plans.add(task_id)
-        self._prompts[task_id] = Entry(prompt_id(task_id), Message("user", content), event.time, task_id)
+        self._prompts[event.task_id or ""] = accepted(event)
 
     def _started(self, event: Event) -> None:
         self._close_calls()
@@ -186,11 +160,8 @@ class Conversation:
         self.repetition = Repetition()
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         entry = self._prompts.pop(task_id, blank)
-        if self._is_plan and task_id not in self._plans:
-            message = msgspec.structs.replace(entry.message, content=(*entry.message.content, Text("\n\n" + plan.OVER)))
-            entry = msgspec.structs.replace(entry, message=message)
-        self._is_plan = task_id in self._plans
-        self.entries.append(entry)
+        was_plan, self._is_plan = self._is_plan, is_plan(entry)
+        self.entries.append(with_plan_over(entry) if was_plan and not self._is_plan else entry)
 
     def _came(self, event: Event) -> None:
         task_id, message_id = event.task_id or "", event.data["messageId"]
@@ -236,7 +207,7 @@ class Conversation:
         call_id = event.data["toolCallId"]
         if (call := self._open.pop(call_id, None)) is not None:
             self.repetition.add(call.name, call.arguments, event.data)
-            self.entries.append(_result(self.entries[self._asked_at()], call_id, event.data, event.time))
+            self.entries.append(returned(self.entries[self._asked_at()], call_id, event.data, event.time))
         details = event.data.get("details", {})
         self.instructions.update(details.get("instructions", ()))
         if "nextOffset" in details:
@@ -257,13 +228,13 @@ class Conversation:
             kept = [entry for entry in gone if entry.message_id in keeps and entry.message.role == "user"]
             message = summary_message(event.data["summary"], goes_on=event.task_id is not None and self.steps > 0)
             ids = (event.data["messageId"], message, event.time, event.task_id)
-            self.entries[:cut] = [*kept, Entry(*ids, is_summary=True, **_standing(gone))]
+            self.entries[:cut] = [*kept, Entry(*ids, is_summary=True, **still_true(gone))]
             self._changed()
         self._spent(event)
 
     def _pruned(self, event: Event) -> None:
         gone = frozenset(event.data["toolCallIds"])
-        self.entries = [_without_output(entry) if entry.message.tool_call_id in gone else entry for entry in self.entries]
+        self.entries = [without_output(entry) if entry.message.tool_call_id in gone else entry for entry in self.entries]
         self._changed()
 
     def _spent(self, event: Event) -> None:
@@ -274,6 +245,7 @@ class Conversation:
         """Forgets what is no longer true when entries have gone."""
         self.instructions = {name for entry in self.entries for name in entry.instructions}
         self.measured = self.measured_at = 0
+        self.changes += 1
 
     def _repaired(self, event: Event) -> None:
         data = event.data
@@ -287,7 +259,7 @@ class Conversation:
             self.entries = [msgspec.structs.replace(entry, message=message) for entry, message in pairs]
         else:
             shown = tuple(sorted(self.instructions)) if data["form"] == "transcript" else ()
-            told = {"instructions": shown, **_standing(self.entries)}
+            told = {"instructions": shown, **still_true(self.entries)}
             self.entries = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
         self.repairs += 1
         self._changed()
@@ -330,131 +302,6 @@ _FOLDS: Mapping[str, Callable[[Conversation, Event], None]] = {
     "task.completed": Conversation._ended,
     "task.failed": Conversation._ended,
 }
-
-
-def _result(asked: Entry, call_id: str, data: Mapping[str, Any], at: int | None = None) -> Entry:
-    message = Message("tool", (Text(data["output"]), *parts(data.get("images", ()))), tool_call_id=call_id)
-    details = data.get("details", {})
-    told = {"instructions": tuple(details.get("instructions", ())), "files": details.get("files", {}), "todos": details.get("todos")}
-    at = asked.created_at if at is None else at
-    return Entry(asked.message_id, message, at, asked.task_id, bool(data.get("isError")), **told)
-
-
-def remember(files: dict[str, str], seen: Mapping[str, str | None]) -> None:
-    """Takes the newest stamps in; a file without one is gone."""
-    for name, stamp in seen.items():
-        files.pop(name, None)
-        if stamp is not None:
-            files[name] = stamp
-    if len(files) > MAX_FILES:
-        for name in list(files)[:-MAX_FILES]:  # a copy: calls side by side do this in threads
-            files.pop(name, None)
-
-
-def _standing(gone: Sequence[Entry]) -> dict[str, Any]:
-    """What still holds of entries whose place a summary takes: the files that were seen, and the newest todo list."""
-    files = {name: stamp for entry in gone for name, stamp in entry.files.items()}
-    return {"files": files, "todos": next((entry.todos for entry in reversed(gone) if entry.todos is not None), None)}
-
-
-def _without_output(entry: Entry) -> Entry:
-    message = Message("tool", (Text(PRUNED),), tool_call_id=entry.message.tool_call_id)
-    return msgspec.structs.replace(entry, message=message, instructions=())
-
-
-def summary_message(summary: str, *, goes_on: bool) -> Message:
-    """Gives the message that a summary is. With `goes_on`, it stands in the midst of a task."""
-    return Message("user", (Text(SUMMARY.format(summary) + (GO_ON if goes_on else "")),))
-
-
-def prompt_id(task_id: str) -> str:
-    """Gives the id of the message that a task's prompt is."""
-    return f"msg_{task_id.removeprefix('task_')}"
-
-
-def parts(prompt: Any) -> tuple[Part, ...]:
-    """Turns a prompt as the API has it (a text, or an array of parts) into a message's content."""
-    if isinstance(prompt, str):
-        return (Text(prompt),)
-    return tuple(Text(part["text"]) if part["type"] == "text" else Image(part["mediaType"], part["data"]) for part in prompt)
-
-
-def parts_to_wire(content: Sequence[Part]) -> list[dict[str, Any]]:
-    """Gives a message's content as the API has it."""
-    return [
-        {"type": "text", "text": part.text}
-        if isinstance(part, Text)
-        else {"type": "image", "mediaType": part.media_type, "data": part.data}
-        for part in content
-    ]
-
-
-def entry_to_wire(entry: Entry) -> dict[str, Any]:
-    """Gives an entry as message.copied says it: `entry_from_wire` makes the same bytes for a provider of it."""
-    message = entry.message
-    lists = {"todos": entry.todos} if entry.todos is not None else {}
-    return {
-        "messageId": entry.message_id,
-        "role": message.role,
-        "content": parts_to_wire(message.content),
-        "toolCalls": [{"id": call.id, "name": call.name, "arguments": call.arguments} for call in message.tool_calls],
-        "toolCallId": message.tool_call_id,
-        "reasoning": message.reasoning,
-        "createdAt": entry.created_at,
-        "taskId": entry.task_id,
-        "isError": entry.is_error,
-        "isSummary": entry.is_summary,
-        "instructions": entry.instructions,
-        **lists,
-        "files": entry.files,
-    }
-
-
-def entry_from_wire(data: Mapping[str, Any]) -> Entry:
-    calls = tuple(ToolCall(call["id"], call["name"], call["arguments"]) for call in data["toolCalls"])
-    message = Message(data["role"], parts(data["content"]), calls, data["toolCallId"], data["reasoning"])
-    flags = (data["isError"], data["isSummary"], tuple(data["instructions"]))
-    told = {"files": data.get("files", {}), "todos": data.get("todos")}
-    return Entry(data["messageId"], message, data["createdAt"], data["taskId"], *flags, **told)
-
-
-def standing(events: Iterable[Event]) -> list[Event]:
-    """Leaves out of a session's events those of tasks that were reverted, and puts back those that were unreverted.
-
-    All since the first of these tasks began goes, so that what follows continues a conversation that was there before. A restored
-    conversation takes the place of all before it; the copies of its events mean nothing until then.
-    """
-    kept: list[Event] = []
-    cut: list[tuple[str, int, list[Event]]] = []
-    copies: dict[str, list[Event]] = {}
-    for event in events:
-        if event.type == "context.restored":
-            copies.setdefault(event.data["restoreId"], []).append(_original(event))
-        elif event.type == "session.restored":
-            kept, cut = copies.pop(event.data["restoreId"], []), []
-        elif event.type == "session.reverted":
-            task_ids = frozenset(event.data["taskIds"])
-            at = next((at for at, each in enumerate(kept) if each.type == "task.started" and each.task_id in task_ids), len(kept))
-            gone = [each for each in kept[at:] if not _waits(each, task_ids)]
-            cut.append((event.data["revertId"], at, gone))
-            kept[at:] = [each for each in kept[at:] if _waits(each, task_ids)]
-        elif event.type == "session.unreverted" and cut and cut[-1][0] == event.data["revertId"]:
-            _, at, gone = cut.pop()
-            kept[at:at] = gone
-        else:
-            kept.append(event)
-    return kept
-
-
-def _original(event: Event) -> Event:
-    """Gives the event that a `context.restored` is the copy of, at the copy's place."""
-    data = event.data
-    return msgspec.structs.replace(event, time=data["time"], type=data["type"], task_id=data["taskId"], data=data["data"])
-
-
-def _waits(event: Event, task_ids: Collection[str]) -> bool:
-    """Whether it is of a task that came while the others were reverted, and begins after that."""
-    return event.task_id is not None and event.task_id not in task_ids and event.type in ("task.created", "message.added", "task.failed")
 
 
 async def load(log: EventLog, session_id: str) -> Conversation:

@@ -8,7 +8,8 @@ from agent_server.events import Draft
 from agent_server.events.log import EventLog
 from agent_server.ids import new_id
 from agent_server.sessions import session_index
-from agent_server.sessions.conversation import Entry, entry_to_wire, load
+from agent_server.sessions.conversation import load
+from agent_server.sessions.entries import Entry, entry_to_wire
 
 FORKED = "Not run: the conversation was forked before this call had ended."
 

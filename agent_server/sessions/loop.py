@@ -41,7 +41,8 @@ async def work(run: Run) -> dict[str, Any]:
         if await room.make():
             _check_limits(run, steps, await run.spent())  # a summary costs too
         run.post(run.draft("step.started", {"step": steps + 1}))
-        await room.ask()
+        while not await room.ask():
+            _check_limits(run, steps, await run.spent())
 
 
 def _specs(run: Run) -> list[ToolSpec]:

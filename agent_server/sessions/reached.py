@@ -8,7 +8,8 @@ from typing import Any
 
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
-from agent_server.sessions.conversation import Conversation, Entry
+from agent_server.sessions.conversation import Conversation
+from agent_server.sessions.entries import Entry
 from agent_server.sessions.tasks import Task
 
 LIMITS = frozenset({"max_steps", "max_cost", "timeout", "stuck", "resumptions"})

@@ -7,7 +7,6 @@ goes on from the log at the next start. How a task is worked on is `attempts.py`
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,6 +24,7 @@ from agent_server.sessions.attempts import Active, Attempts, Checkpoints, built_
 from agent_server.sessions.conversation import Conversation, load
 from agent_server.sessions.delegation import Subagents
 from agent_server.sessions.endings import cancelled, failed, failure
+from agent_server.sessions.lanes import Lanes
 from agent_server.sessions.run import Surroundings
 from agent_server.sessions.slots import Slot
 from agent_server.sessions.submission import Submission, title
@@ -42,16 +42,6 @@ LOG_RETRY = 5.0
 """Seconds until a task goes on whose events could not be written."""
 
 
-class _Lane(msgspec.Struct):
-    """One session's queue, and its worker. `arriving` counts the tasks whose acceptance is being written; while it `is_held`,
-    somebody changes the session, and no task of it begins."""
-
-    waiting: deque[str] = msgspec.field(default_factory=deque)
-    worker: "asyncio.Task[None] | None" = None
-    arriving: int = 0
-    is_held: bool = False
-
-
 class Sessions:
     """The queues and workers. `run` must be running for anything to happen."""
 
@@ -60,11 +50,9 @@ class Sessions:
         self._log = around.log
         self.agent = agent
         self._attempts = Attempts(around, agent, checkpoints, Subagents(around, self), lambda: self.is_draining)
-        self._places = asyncio.Semaphore(max_concurrent)
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes = Lanes(self._process, lambda: self.is_draining, max_concurrent)
         self._active: dict[str, Active] = {}
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # each lives as long as a request has it
-        self._group: asyncio.TaskGroup | None = None
         self._ready = asyncio.Event()
         self._stop = asyncio.Event()
         self.is_draining = False
@@ -72,18 +60,17 @@ class Sessions:
 
     async def run(self) -> None:
         """Takes up what was unfinished, and works until `drain`. Ends when every worker has."""
-        async with asyncio.TaskGroup() as self._group:
+        async with self._lanes.served():
             unfinished = await tasks.find_unfinished(self._log)
             await self.around.configs.sweep({task.task_id for task in unfinished})
             at_work = {task.task_id for task in unfinished}
             for task in unfinished:
                 if task.parent_id is None or task.parent_id in at_work:
-                    self._enqueue(task.session_id, task.task_id)
+                    self._lanes.enqueue(task.session_id, task.task_id)
                 else:  # its parent ended with the server, and what ends a task ends its subagents
                     await self._log.append(failed(task, cancelled(task.task_id), "cancelled"))
             self._ready.set()
             await self._stop.wait()
-        self._group = None
 
     # What clients ask for
 
@@ -133,7 +120,7 @@ class Sessions:
         if self.is_draining:
             raise Draining("The server is stopping; send the request again in a few seconds.")
         self.admit()
-        if sum(len(lane.waiting) for lane in self._lanes.values()) >= MAX_QUEUED:
+        if self._lanes.queued >= MAX_QUEUED:
             raise TooManyRequests(f"{MAX_QUEUED} tasks are waiting; send the request again when some are done.")
         task_id = new_id("task")
         await self.accept(task_id, session_id, submission, {"title": title(submission.prompt), **more}, origin)
@@ -144,16 +131,11 @@ class Sessions:
     ) -> None:
         """Accepts a task under this id, whatever else goes on: what is not to be begun is refused before. Errors: LogUnavailable."""
         came = [Draft("integration.received", origin, session_id, task_id)] if origin is not None else []
-        lane = self._lane(session_id)
-        lane.arriving += 1
-        try:
+        with self._lanes.arriving(session_id):
             public = await self._withheld(task_id, submission)
             data = {**msgspec.to_builtins(public), **more}
             await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
-            self._enqueue(session_id, task_id)
-        finally:
-            lane.arriving -= 1
-            self._tidy(session_id)
+            self._lanes.enqueue(session_id, task_id)
 
     async def _withheld(self, task_id: str, submission: Submission) -> Submission:
         """Gives the submission as events may have it; what they must not have is kept where the task finds it."""
@@ -188,14 +170,13 @@ class Sessions:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return task
-        lane = self._lanes.get(task.session_id)
         active = self._active.get(task_id)
         if active is not None:
             active.is_cancelled = True
             active.stop()
             await active.ended.wait()
-        elif lane is not None and task_id in lane.waiting:
-            lane.waiting.remove(task_id)
+        elif self._lanes.is_queued(task.session_id, task_id):
+            self._lanes.withdraw(task.session_id, task_id)
             await self._log.append(failed(task, cancelled(task_id), "cancelled"))
             await self._attempts.forget(task)
         return await tasks.find(self._log, task_id)
@@ -265,7 +246,6 @@ class Sessions:
     async def _tell(self, task: Task, draft: Draft) -> None:
         """Adds an event to a task that has not ended, in such a way that its loop sees it."""
         active = self._active.get(task.task_id)
-        lane = self._lanes.get(task.session_id)
         if active is not None and active.is_open:
             if active.run is not None:
                 _, committed = active.run.take(draft)
@@ -273,7 +253,7 @@ class Sessions:
             else:
                 events, committed = self._log.post(draft)
                 active.arrived += events
-        elif active is None and lane is not None and task.task_id in lane.waiting:
+        elif active is None and self._lanes.is_queued(task.session_id, task.task_id):
             _, committed = self._log.post(draft)
         else:
             raise _over(task.task_id)
@@ -291,22 +271,11 @@ class Sessions:
         if self.is_draining:
             raise Draining("The server is stopping; send the request again in a few seconds.")
         session = await session_index.find(self._log, session_id)
-        lane = self._lane(session_id)
-        if lane.worker is not None and not session.processing:
-            await asyncio.wait([lane.worker])  # its last task has ended, and it is about to
-            lane = self._lane(session_id)
+        if not session.processing:
+            await self._lanes.until_free(session_id)  # its last task has ended, and its worker is about to
         self.admit()
-        if lane.is_held or lane.waiting or lane.arriving or lane.worker is not None:
-            raise Conflict(
-                "The session is busy; send the request again when its tasks have ended, or cancel them.", details={"sessionId": session_id}
-            )
-        lane.is_held = True
-        try:
+        with self._lanes.held(session_id):
             yield
-        finally:
-            lane.is_held = False
-            self._wake(session_id, lane)
-            self._tidy(session_id)
 
     async def drain(self, grace: float) -> None:
         """Lets tasks come to a safe point, for `grace` seconds at the most; then they are broken off, and go on at the next start."""
@@ -335,46 +304,14 @@ class Sessions:
     @property
     def is_idle(self) -> bool:
         """Whether no task is queued, arriving or at work, and nobody changes a session."""
-        return not self._active and not any(lane.waiting or lane.arriving or lane.is_held for lane in self._lanes.values())
+        return not self._active and self._lanes.is_idle
 
     @property
     def processing(self) -> int:
         """How many tasks are queued or at work."""
-        return len(self._active) + sum(len(lane.waiting) for lane in self._lanes.values())
+        return len(self._active) + self._lanes.queued
 
     # The workers
-
-    def _lane(self, session_id: str) -> _Lane:
-        return self._lanes.setdefault(session_id, _Lane())
-
-    def _tidy(self, session_id: str) -> None:
-        """Forgets a lane in which nothing is."""
-        lane = self._lanes.get(session_id)
-        if lane is not None and not (lane.waiting or lane.arriving or lane.is_held or lane.worker):
-            del self._lanes[session_id]
-
-    def _enqueue(self, session_id: str, task_id: str) -> None:
-        if self._group is None or self.is_draining:
-            return  # it goes on at the next start
-        lane = self._lane(session_id)
-        lane.waiting.append(task_id)
-        self._wake(session_id, lane)
-
-    def _wake(self, session_id: str, lane: _Lane) -> None:
-        if self._group is not None and lane.waiting and lane.worker is None and not (lane.is_held or self.is_draining):
-            lane.worker = self._group.create_task(self._serve(session_id, lane), name=f"session {session_id}")
-
-    async def _serve(self, session_id: str, lane: _Lane) -> None:
-        while lane.waiting and not self.is_draining:
-            slot = Slot(self._places)
-            await slot.take()
-            try:
-                if lane.waiting and not self.is_draining:
-                    await self._process(lane.waiting.popleft(), slot)
-            finally:
-                slot.leave()
-        lane.worker = None
-        self._tidy(session_id)
 
     async def _process(self, task_id: str, slot: Slot) -> None:
         """Works on a task until it has ended in the log, or the server stops."""

@@ -1,11 +1,13 @@
 """A conversation's summary, made by a model: what takes the place of its messages.
 
 The request for it repeats the session's own up to its end, so that a provider's cache pays for most of it. Where that is too
-long, less and less of each message goes with it. The loop asks for one (`context.py`) as well as a client (`compaction.py`).
+long, less and less of each message goes with it; where the provider refuses it, it is made in another form (`repair.py`). The loop
+asks for one (`context.py`) as well as a client (`compaction.py`).
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from agent_server.gateway import Completion, Fault, Gateway, ModelError, ModelOp
 from agent_server.gateway.retry import OnRetry, stream_with_retries
 from agent_server.ids import new_id
 from agent_server.messages import Image, Message, Part, Text, ToolCall, ToolSpec, Usage
+from agent_server.sessions import repair
 from agent_server.sessions.ask import usage_to_wire
-from agent_server.sessions.conversation import Entry
+from agent_server.sessions.entries import Entry
 from agent_server.sessions.tokens import message_tokens, specs_tokens
 
 FEWEST = 2
@@ -33,6 +36,8 @@ NEWEST = 50
 
 SUMMARY_TOKENS = 4_000
 """Tokens that a summary may have at least, however short a task's answers must be."""
+
+SHORTER = "\n\nThis was asked before, and the answer was so long that it was cut off. Answer in at most 500 words."
 
 LEFT_OUT = "[earlier messages are left out]"
 
@@ -70,9 +75,8 @@ class Summarised(msgspec.Struct, frozen=True):
 class NoSummary(ModelError):
     """An answer that is none, such as a tool call. `usage` is what it cost."""
 
-    def __init__(self, usage: Usage) -> None:
-        text = "The model made no summary: it called a tool instead. Send the request again, or name another model."
-        super().__init__(Fault.BAD_RESPONSE, text)
+    def __init__(self, usage: Usage, why: str) -> None:
+        super().__init__(Fault.BAD_RESPONSE, f"The model made no summary: {why}. Send the request again, or name another model.")
         self.usage = usage_to_wire(usage)
 
 
@@ -129,7 +133,7 @@ async def summarise(
     refused: ModelError | None = None
     for messages in forms([entry.message for entry in chosen.entries], room, is_refused=is_refused):
         try:
-            done = await _ask(gateway, [system, *messages, request], specs, options, on_retry)
+            done = await _taken(messages, request, partial(_ask, gateway, system, specs, options, on_retry))
             return Summarised(new_id("msg"), done.message.text, chosen, usage_to_wire(done.usage))
         except ModelError as error:
             if error.fault is not Fault.CONTEXT_OVERFLOW:
@@ -138,15 +142,53 @@ async def summarise(
     raise refused or ModelError(Fault.CONTEXT_OVERFLOW, "The conversation is too long even to be summarised; begin a new session.")
 
 
+async def _taken(messages: Sequence[Message], request: Message, ask: Callable[[Sequence[Message]], Awaitable[Completion]]) -> Completion:
+    """Asks; in other forms of the conversation where the provider refuses it as it is. Errors: as `_ask`; of refusals, the first."""
+    said = [*((message, False) for message in messages), (request, True)]
+    refusal: ModelError | None = None
+    for form in (None, *(form for form in repair.forms(said) if form != "prompt")):  # which has nothing to summarise
+        try:
+            return await _whole([*messages, request] if form is None else repair.reformed(said, form), ask)
+        except ModelError as error:
+            if error.fault is not Fault.BAD_REQUEST and (refusal is None or error.fault is not Fault.CONTEXT_OVERFLOW):
+                raise
+            refusal = refusal or error
+    raise refusal or AssertionError("a conversation has one form at least")
+
+
+async def _whole(messages: Sequence[Message], ask: Callable[[Sequence[Message]], Awaitable[Completion]]) -> Completion:
+    """Asks, and once more for something shorter where the answer was cut off. Errors: as `_ask`."""
+    done = await ask(messages)
+    if done.finish_reason != "length":
+        return done
+    request = msgspec.structs.replace(messages[-1], content=(*messages[-1].content, Text(SHORTER)))
+    again = await ask([*messages[:-1], request])
+    usage = _sum(done.usage, again.usage)
+    if again.finish_reason == "length":
+        raise NoSummary(usage, "it was cut off, even a short one")
+    return msgspec.structs.replace(again, usage=usage)
+
+
+def _sum(one: Usage, other: Usage) -> Usage:
+    costs = [usage.cost for usage in (one, other) if usage.cost is not None]
+    counts = {name: getattr(one, name) + getattr(other, name) for name in ("prompt", "completion", "cached", "reasoning")}
+    return Usage(**counts, cost=sum(costs) if costs else None)
+
+
 async def _ask(
-    gateway: Gateway, messages: Sequence[Message], specs: Sequence[ToolSpec], options: ModelOptions, on_retry: OnRetry
+    gateway: Gateway,
+    system: Message,
+    specs: Sequence[ToolSpec],
+    options: ModelOptions,
+    on_retry: OnRetry,
+    messages: Sequence[Message],
 ) -> Completion:
     done: Completion | None = None
-    async for delta in stream_with_retries(gateway, messages, specs, options, on_retry=on_retry):
+    async for delta in stream_with_retries(gateway, [system, *messages], specs, options, on_retry=on_retry):
         if isinstance(delta, Completion):
             done = delta
-    if done is None or not done.message.text.strip():
-        raise NoSummary(done.usage if done is not None else Usage())
+    if done is None or not (done.message.text.strip() or done.finish_reason == "length"):
+        raise NoSummary(done.usage if done is not None else Usage(), "it called a tool instead")
     return done
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from agent_server.events.log import EventLog
 from agent_server.events.store import COLUMNS, event_of
-from agent_server.sessions.conversation import standing
+from agent_server.sessions.standing import standing
 
 _PLACES = ("session.restored", "session.reverted", "session.unreverted", "task.started")
 """Types that say which lists stand. The lists themselves are in what mentions them, a small part of a conversation."""

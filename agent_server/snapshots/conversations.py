@@ -17,7 +17,9 @@ from agent_server.calling.calls import interrupted
 from agent_server.events import CONTEXT, Draft, Event
 from agent_server.events.log import EventLog
 from agent_server.redaction import Secrets
-from agent_server.sessions.conversation import INTERRUPTED, Conversation, entry_to_wire, standing
+from agent_server.sessions.conversation import Conversation
+from agent_server.sessions.entries import INTERRUPTED, entry_to_wire
+from agent_server.sessions.standing import standing
 from agent_server.snapshots.swap import Begun
 from agent_server.snapshots.tar import BadArchive
 from agent_server.snapshots.unpack import LINE_BYTES

@@ -370,3 +370,17 @@ def test_a_plan_may_use_the_tools_that_say_they_only_read(agent: ServerProcess, 
     assert results(model)[0] == "first:a"
     assert "plan mode" in results(model)[1]
     assert count(agent, "call") == 1
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_compaction_offers_the_same_tools_as_the_task_before_it(restarts: bool, agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, a=server())
+    model.script({"tool_calls": [call("echo", "hi")]}, {"text": "Done."}, {"text": "A summary."})
+    session_id = f"session-{next(NUMBERS)}"
+    assert agent.finish(agent.submit("go", sessionId=session_id))["response"] == "Done."
+    if restarts:
+        agent.kill()
+        agent.start()
+    assert agent.post(f"/sessions/{session_id}/compact").json()["compacted"]
+    before, asked = (record.body for record in model.requests()[-2:])
+    assert asked.startswith(before.removesuffix("]}"))
