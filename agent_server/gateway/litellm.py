@@ -41,7 +41,7 @@ class LitellmGateway:
         self._idle_timeout = idle_timeout
         self._call_timeout = call_timeout
         self._prices = prices or PriceTable()
-        self._encoder = BodyEncoder()
+        self._encoder = BodyEncoder(marks=settings.cache_marks)
         self._processes = processes or Processes(settings.environ)
 
     async def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
