@@ -65,6 +65,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
     server = wire(settings, data, Secrets(), b"")
     server.log.open()
     working = asyncio.create_task(server.sessions.run())
+    await server.sessions.ready()
     yield server
     await server.sessions.drain(0)
     await working
@@ -74,7 +75,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 async def test_a_task_whose_submission_is_cancelled_is_at_work_or_was_never_accepted(server: Server) -> None:
     for turns in range(12):
-        submitting = asyncio.create_task(server.sessions.submit(submission(), f"sess_{turns}", key=f"key-{turns}"))
+        submitting = asyncio.create_task(server.sessions.submit(submission(), f"sess_{turns}"))
         for _ in range(turns):
             await asyncio.sleep(0)
         submitting.cancel()
@@ -92,8 +93,8 @@ def submission() -> Submission:
 
 async def test_a_request_that_is_sent_again_after_a_cancelled_one_gets_a_task_that_ends(server: Server) -> None:
     submitting = asyncio.create_task(server.sessions.submit(submission(), key="again"))
-    while not await server.log.read(types=["task.created"]):
-        await asyncio.sleep(0)
+    async for _ in server.log.follow(after=0, types={"task.created"}):
+        break
     submitting.cancel()
     await asyncio.wait([submitting])
     task_id = await server.sessions.submit(submission(), key="again")
