@@ -39,7 +39,6 @@ MODELS = {
     "fireworks": "accounts/fireworks/models/gpt-oss-120b",
     "cerebras": "gpt-oss-120b",
     "moonshot": "kimi-k2-0905-preview",
-    "cohere": "command-a-03-2025",
 }
 """A model that calls tools, of each provider whose key means that it is to be used: cloud accounts' credentials are there for
 other things too, and their models have names of their own, so that they are asked for with AGENT_PROVIDER and AGENT_MODEL."""
