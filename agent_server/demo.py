@@ -1,7 +1,7 @@
 """The command `agent-server demo`: a server of its own, one task, and what happens, on the terminal.
 
-With a provider's key in the environment (or AGENT_BASE_URL) the task runs on the real model; without one it plays a
-recorded conversation through the same server, loop and tools, and says so.
+With a provider's key in the environment (or AGENT_BASE_URL, or AGENT_PROVIDER) the task runs on that provider's model; without
+one it plays a recorded conversation through the same server, loop and tools, and says so.
 """
 
 import json
@@ -13,14 +13,35 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from agent_server.gateway import ModelError
+from agent_server.gateway.litellm_targets import target
+from agent_server.gateway.providers import ProviderSettings
 from agent_server.gateway.replay import load
+from agent_server.gateway.route import REPLAY
 from agent_server.settings import new_token
 
 START_SECONDS = 30.0
+
+MODELS = {
+    "openrouter": "anthropic/claude-sonnet-4.5",
+    "anthropic": "claude-sonnet-4-5",
+    "openai": "gpt-5",
+    "gemini": "gemini-2.5-pro",
+    "mistral": "devstral-medium-latest",
+    "groq": "openai/gpt-oss-120b",
+    "deepseek": "deepseek-chat",
+    "xai": "grok-4",
+    "together": "openai/gpt-oss-120b",
+    "fireworks": "accounts/fireworks/models/gpt-oss-120b",
+    "cerebras": "gpt-oss-120b",
+    "moonshot": "kimi-k2-0905-preview",
+}
+"""A model that calls tools, of each provider whose key means that it is to be used: cloud accounts' credentials are there for
+other things too, and their models have names of their own, so that they are asked for with AGENT_PROVIDER and AGENT_MODEL."""
 
 DIM, BOLD, RED, GREEN, RESET = ("\033[2m", "\033[1m", "\033[31m", "\033[32m", "\033[0m") if sys.stdout.isatty() else ("",) * 5
 
@@ -30,11 +51,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="agent-server-demo-"))
     environ = {**os.environ, "WORKSPACE_DIR": str(folder / "workspace"), "DATA_DIR": str(folder / "data"), "PORT": "0", "HOST": "127.0.0.1"}
     environ["AGENT_SERVER_TOKEN"] = token = new_token()
-    is_real = any(os.environ.get(name) for name in ("AGENT_BASE_URL", "OPENROUTER_API_KEY", "OPENAI_API_KEY"))
-    if not is_real:
-        environ.update(AGENT_PROVIDER="replay", AGENT_MODEL="demo")
-    elif not os.environ.get("OPENROUTER_API_KEY") and not os.environ.get("AGENT_BASE_URL"):
-        environ.update(AGENT_PROVIDER="openai", AGENT_MODEL=os.environ.get("AGENT_MODEL", "gpt-5"))
+    environ |= chosen(os.environ)
     log = (folder / "server.log").open("w+")
     began = time.monotonic()
     server = subprocess.Popen([sys.executable, "-P", "-m", "agent_server", "serve"], env=environ, stderr=log)
@@ -42,7 +59,11 @@ def main() -> int:
         demo = _Demo(_wait_for_port(Path(log.name), server), token)
         demo.call("/health")
         print(f"{DIM}server up after {time.monotonic() - began:.2f} s, workspace {folder / 'workspace'}{RESET}")
-        print("Playing a recorded conversation: no provider key is set. Tools and files are real.\n" if not is_real else "")
+        if environ["AGENT_PROVIDER"] == REPLAY:
+            print("Playing a recorded conversation: no key of a provider is set. Tools and files are real.\n")
+        else:
+            way = "AGENT_BASE_URL" if os.environ.get("AGENT_BASE_URL") else environ["AGENT_PROVIDER"]
+            print(f"On {environ['AGENT_MODEL']} by way of {way}.\n")
         return demo.run(load("demo").prompt)
     except (OSError, RuntimeError) as error:
         print(f"{RED}The demo failed: {error}{RESET}\nThe server's log is {log.name}", file=sys.stderr)
@@ -50,6 +71,27 @@ def main() -> int:
     finally:
         server.terminate()
         server.wait()
+
+
+def chosen(environ: Mapping[str, str]) -> dict[str, str]:
+    """Gives the AGENT_PROVIDER and AGENT_MODEL of the demo: those that are named, else the first whose key is there, else a recording."""
+    named = {name: environ[name] for name in ("AGENT_PROVIDER", "AGENT_MODEL") if environ.get(name, "").strip()}
+    provider = named.get("AGENT_PROVIDER")
+    if provider is None and environ.get("AGENT_BASE_URL", "").strip():
+        provider = "openrouter"  # the endpoint takes its place
+    if provider is None:
+        provider = next((name for name in MODELS if _has_key(name, environ)), None)
+    if provider is None:
+        return {"AGENT_PROVIDER": REPLAY, "AGENT_MODEL": "demo"}
+    return {"AGENT_PROVIDER": provider, "AGENT_MODEL": MODELS.get(provider, "demo"), **named}
+
+
+def _has_key(provider: str, environ: Mapping[str, str]) -> bool:
+    try:
+        target(provider, "any", ProviderSettings(environ=environ))
+    except ModelError:
+        return False
+    return True
 
 
 def _wait_for_port(log: Path, server: "subprocess.Popen[bytes]") -> int:

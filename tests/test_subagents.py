@@ -16,6 +16,7 @@ from tests.ended import assert_completed, of_type
 from tests.scripts import bash, plan, prompts, task
 from tests.serving import ServerProcess, events, is_alive, serving
 from tests.test_mcp_client import SERVER
+from tests.test_metrics import scrape, value
 
 KEY = "sk-test-key-of-the-model"
 
@@ -151,7 +152,7 @@ def test_several_in_one_message_work_side_by_side(agent: ServerProcess, model: O
     one, two = meet.format(mine="one", other="two"), meet.format(mine="two", other="one")
     model.script(prompts(go=plan([task("a"), task("b")]), a=plan([bash(one)], text="A."), b=plan([bash(two)], text="B.")))
     task_id = agent.submit("go")
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     messages = requests_for(model, "go")[-1]["messages"]
     said = {message["tool_call_id"]: message["content"].rpartition("\n")[2] for message in messages if message["role"] == "tool"}
     assert [said[call["id"]] for call in messages[-3]["tool_calls"]] == ["A.", "B."]
@@ -161,7 +162,7 @@ def test_several_in_one_message_work_side_by_side(agent: ServerProcess, model: O
 def test_more_than_may_work_side_by_side_all_come_to_their_turn(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(prompts(go=plan([task("look", "explore")] * (MAX_SUBAGENTS + 2)), look={"text": "Seen.", "delay": 0.01}))
     task_id = agent.submit("go")
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     assert len(children(agent, task_id)) == MAX_SUBAGENTS + 2
     at_work = most = 0
     for event in until_end(agent, task_id):
@@ -224,7 +225,7 @@ def test_only_the_session_that_began_a_subagent_can_resume_it(agent: ServerProce
 def test_what_is_no_subagent_cannot_be_resumed(reference: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(prompts(go=plan([task("tell", task_id=reference)])))
     task_id = agent.submit("go")
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     (end,) = results(agent, task_id)
     assert end["isError"]
     assert "has no subagent" in end["output"]
@@ -277,6 +278,7 @@ def test_what_a_subagent_costs_counts_to_its_parents_task(agent: ServerProcess, 
     usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110, "cost": 0.25}
     look = plan([bash("true")], usage=usage)
     model.script(prompts(go=plan([task("look"), task("look")], usage={**usage, "cost": 1.0}), look=look))
+    before = value(scrape(agent), "agent_server_cost_usd_total")
     task_id = agent.submit("go")
     parent = agent.finish(task_id)
     assert [sub["usage"]["cost"] for sub in children(agent, task_id)] == [0.5, 0.5]
@@ -285,6 +287,20 @@ def test_what_a_subagent_costs_counts_to_its_parents_task(agent: ServerProcess, 
     assert parent["tokensUsed"] == 660
     assert agent.get("/sessions/sess_main").json()["cost"] == 3.0
     assert [end["details"]["usage"]["cost"] for end in results(agent, task_id)] == [0.5, 0.5]
+    after = value(scrape(agent), "agent_server_cost_usd_total")
+    assert after - before == 3.0  # each call once, whoever made it
+
+
+def test_a_subagent_of_a_plan_only_plans(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    write = {"name": "write", "arguments": {"filePath": "by-child", "content": "x"}}
+    model.script({"tool_calls": [task("do", "general")]}, {"tool_calls": [write]}, {"text": "A plan."}, {"text": "So be it."})
+    task_id = agent.submit("go", mode="plan")
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
+    (sub,) = children(agent, task_id)
+    (refused,) = results(agent, sub["taskId"])
+    assert refused["isError"]
+    assert "plan mode" in refused["output"]
+    assert not (agent.workspace / "by-child").exists()
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(1.6, 2), (2.5, 4)])
@@ -422,7 +438,7 @@ def test_the_clients_mcp_servers_are_the_general_subagents_with_what_they_need(
     look = plan([{"name": "add", "arguments": {"a": 2, "b": 3}}, {"name": "secret", "arguments": {}}])
     model.script(prompts(go=plan([task("look")]), look=look))
     task_id = agent.submit("go", tools=[{"mcp": mcp}])
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     (sub,) = children(agent, task_id)
     told = agent.task_events(sub["taskId"])
     assert [event["output"] for event in of_type(told, "tool.finished")] == ["5", "***REDACTED***"]
@@ -469,7 +485,7 @@ def test_a_task_that_waits_for_a_place_behind_its_subagents_can_be_cancelled(nar
 def delegated(agent: ServerProcess, session_id: str) -> tuple[str, dict[str, Any]]:
     """Has a task of this session go, and gives its id and its one subagent's task."""
     task_id = agent.submit("go", sessionId=session_id)
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     (sub,) = children(agent, task_id)
     return task_id, sub
 
@@ -569,7 +585,7 @@ def test_subagents_count_as_activity_and_stand_still_in_a_quiesce(agent: ServerP
     time.sleep(0.3)  # that nothing happens cannot be waited for
     assert (agent.workspace / "still").read_text() == lines
     agent.post("/lifecycle/resume")
-    assert agent.finish(task_id)["status"] == "completed"
+    assert (ended := agent.finish(task_id))["status"] == "completed", ended
     assert (agent.workspace / "still").read_text().split() == [str(step) for step in range(30)]
 
 
@@ -583,7 +599,7 @@ def test_a_quiesce_while_subagents_begin_leaves_none_half_begun(agent: ServerPro
         time.sleep(0.1)  # that nothing happens cannot be waited for
         assert agent.newest() == newest
         agent.post("/lifecycle/resume")
-        assert agent.finish(task_id)["status"] == "completed"
+        assert (ended := agent.finish(task_id))["status"] == "completed", ended
         assert len(children(agent, task_id)) == 4
 
 

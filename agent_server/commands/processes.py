@@ -254,8 +254,10 @@ class Processes:
             with watched(mark):
                 yield {**self._environment, "PWD": str(cwd), proctree.VARIABLE: mark}
         finally:
-            await finish(self.kill(process_id))
-            self._log.say(self._draft("process.exited", {"processId": process_id, "reason": "it was no longer needed"}, owner))
+            try:
+                await finish(self.kill(process_id))
+            finally:
+                self._log.say(self._draft("process.exited", {"processId": process_id, "reason": "it was no longer needed"}, owner))
 
     async def kill(self, process_id: str) -> set[int]:
         """Ends a command's whole tree: SIGTERM, 2 s, SIGKILL. Also what it left in the background. Gives what cannot be ended."""
@@ -343,12 +345,18 @@ class Processes:
 
 
 async def finish(work: Any) -> Any:
-    """Awaits a clean-up to its end, also when we are cancelled again meanwhile."""
+    """Awaits what must not be left half done. Cancellation: is raised when it is done; an error of the work's own goes before."""
     task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
     while not task.done():
-        with contextlib.suppress(asyncio.CancelledError):
+        try:
             await asyncio.wait([task])
-    return task.result()
+        except asyncio.CancelledError as error:
+            cancelled = error
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
 
 
 def _ids(process: Process) -> dict[str, str]:

@@ -77,7 +77,7 @@ class Gateway(Protocol):
     def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
         """Makes one attempt and gives its deltas, the last of which is one Completion.
 
-        Errors: ModelError, and nothing else; an answer with neither text nor calls is Fault.EMPTY. Cancellation: the
+        Errors: ModelError, and nothing else, also at once; an answer with neither text nor calls is Fault.EMPTY. Cancellation: the
         connection is closed. May be called many times at once.
         """
         ...

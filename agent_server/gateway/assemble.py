@@ -1,7 +1,8 @@
 """One streamed answer: bytes in, deltas out, and at the end the whole message. No I/O, so that every way of cutting a stream
-into chunks can be tested."""
+into chunks can be tested; `told` gives it as both ways do."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence, Set
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -21,6 +22,24 @@ CALL_SIZE = 100
 """Characters that a piece of a tool call counts for besides its arguments, so that empty ones are bounded too."""
 
 DONE = b"[DONE]"
+
+
+async def told(
+    pieces: AsyncGenerator[Delta, None], answer: "Answer", priced: Callable[[Completion], Awaitable[Completion]]
+) -> AsyncGenerator[Delta, None]:
+    """Gives the deltas of an answer as they come, and last its Completion. Errors: ModelError."""
+    try:
+        async with aclosing(pieces) as deltas:
+            async for delta in deltas:
+                yield delta
+    except ModelError:
+        # What breaks after the finish reason costs at most the usage: not worth a second call.
+        if not answer.is_finished:
+            raise
+    last, completion = answer.end()
+    for delta in last:
+        yield delta
+    yield await priced(completion)
 
 
 class Answer:

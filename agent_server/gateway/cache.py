@@ -22,10 +22,13 @@ LAST = 2
 
 _ANTHROPIC = ("claude", "anthropic/")
 
+_PASSING = frozenset({"openrouter", COMPATIBLE, "bedrock", "vertex_ai", "azure_ai"})
+"""Providers that pass marks on to Anthropic's models."""
+
 
 def takes_marks(provider: str, model: str) -> bool:
     """Whether it is one of Anthropic's models, behind an API that passes marks on."""
-    return provider in ("openrouter", COMPATIBLE) and any(name in model.lower() for name in _ANTHROPIC)
+    return provider == "anthropic" or (provider in _PASSING and any(name in model.lower() for name in _ANTHROPIC))
 
 
 def mark_all(encoded: MutableSequence[bytes], system: Message | None) -> None:

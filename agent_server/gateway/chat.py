@@ -6,11 +6,11 @@ What it leaves out: providers with an API of their own, and retries (`retry.py`)
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent_server.gateway import Delta, Fault, ModelError, ModelOptions
-from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer
+from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer, told
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
 from agent_server.gateway.faults import answer_error
@@ -56,23 +56,16 @@ class ChatGateway:
         # Two calls that come first together must not make two clients.
         self._opening = asyncio.Lock()
 
-    async def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
+    def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
         """Makes one attempt, as the contract says."""
         endpoint = resolve(options.provider, options.model, self._settings)
         body = self._encoder.encode(endpoint, messages, tools, options.max_tokens)
         answer = Answer(endpoint, call_ids(messages))
-        try:
-            async with aclosing(self._follow(endpoint, body, answer)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        except ModelError:
-            # What breaks after the finish reason costs at most the usage: not worth a second call.
-            if not answer.is_finished:
-                raise
-        last, completion = answer.end()
-        for delta in last:
-            yield delta
-        yield await self._prices.priced(endpoint.provider, endpoint.model, completion)
+        return told(
+            self._follow(endpoint, body, answer),
+            answer,
+            lambda completion: self._prices.priced(endpoint.provider, endpoint.model, completion),
+        )
 
     async def close(self) -> None:
         """Closes the connections; a later call would open new ones."""

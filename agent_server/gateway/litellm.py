@@ -9,8 +9,8 @@ from contextlib import aclosing
 
 import msgspec
 
-from agent_server.gateway import Delta, ModelError, ModelOptions
-from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer
+from agent_server.gateway import Delta, ModelOptions
+from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer, told
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
 from agent_server.gateway.chat import CALL_TIME, IDLE_TIME
@@ -41,27 +41,18 @@ class LitellmGateway:
         self._idle_timeout = idle_timeout
         self._call_timeout = call_timeout
         self._prices = prices or PriceTable()
-        self._encoder = BodyEncoder()
+        self._encoder = BodyEncoder(marks=settings.cache_marks)
         self._processes = processes or Processes(settings.environ)
 
-    async def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
+    def stream(self, messages: Sequence[Message], tools: Sequence[ToolSpec], options: ModelOptions) -> AsyncGenerator[Delta, None]:
         """Makes one attempt, as the contract says."""
         to = target(options.provider, options.model, self._settings)
         endpoint = Endpoint(to.api_base or "", to.api_key, {}, to.provider_model, to.provider)
         body = self._encoder.encode(endpoint, messages, tools, options.max_tokens)
         answer = Answer(endpoint, call_ids(messages))
-        try:
-            async with aclosing(self._follow(to, body, answer)) as deltas:
-                async for delta in deltas:
-                    yield delta
-        except ModelError:
-            # What breaks after the finish reason costs at most the usage: not worth a second call.
-            if not answer.is_finished:
-                raise
-        last, completion = answer.end()
-        for delta in last:
-            yield delta
-        yield await self._prices.priced(endpoint.provider, endpoint.model, completion)
+        return told(
+            self._follow(to, body, answer), answer, lambda completion: self._prices.priced(endpoint.provider, endpoint.model, completion)
+        )
 
     async def close(self) -> None:
         """Ends the process; a later call would start another."""

@@ -168,8 +168,14 @@ def _import() -> Any:
     litellm.drop_params = True  # not every provider knows stream_options
     litellm.modify_params = True  # Anthropic wants tools declared where the history has calls
     litellm.callbacks = []
+    # It takes the marks for Anthropic's cache away where it believes in none; we only send them to who passes them on.
+    litellm.OpenAIGPTConfig.remove_cache_control_flag_from_messages_and_tools = _unchanged  # type: ignore[assignment, method-assign]  # on purpose
     install()
     return litellm.acompletion
+
+
+def _unchanged(_: Any, model: str, messages: Any, tools: Any = None) -> Any:
+    return messages, tools
 
 
 async def _serve(output: int, completion: Any) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.litellm_frames import Target
-from agent_server.gateway.providers import COMPATIBLE, PROVIDERS, ProviderSettings, resolve, usable
+from agent_server.gateway.providers import COMPATIBLE, PROVIDERS, ProviderSettings, base, resolve, usable
 
 
 class Backend(msgspec.Struct, frozen=True):
@@ -115,9 +115,6 @@ LITELLM_PREFIXES = {"together": "together_ai", "fireworks": "fireworks_ai", "oll
 
 OLLAMA = "http://127.0.0.1:11434"
 
-BASES = ("API_BASE", "BASE_URL")
-"""How the variables end that name another URL for a provider: ANTHROPIC_API_BASE, or ANTHROPIC_BASE_URL."""
-
 
 def target(provider: str, model: str, settings: ProviderSettings) -> Target:
     """The target of a provider's model.
@@ -127,8 +124,8 @@ def target(provider: str, model: str, settings: ProviderSettings) -> Target:
     if settings.base_url or (provider in PROVIDERS and provider != "ollama"):
         return _compatible(provider, model, settings)
     if provider == "ollama":
-        base = _base(("OLLAMA_",), settings.environ) or OLLAMA
-        return Target(f"ollama_chat/{model}", provider, model, base, None, {}, {}, is_keyless=True)
+        url = base(("OLLAMA_",), settings.environ) or OLLAMA
+        return Target(f"ollama_chat/{model}", provider, model, url.rstrip("/").removesuffix("/v1"), None, {}, {}, is_keyless=True)
     backend = BACKENDS.get(provider)
     if backend is None:
         names = ", ".join((*PROVIDERS, *BACKENDS, "replay"))
@@ -139,7 +136,7 @@ def target(provider: str, model: str, settings: ProviderSettings) -> Target:
     key = usable(found[0][1], found[0][0]) if backend.key is not None else None
     environ = {name: value.strip() for name, value in settings.environ.items() if name.startswith(backend.reads)} | dict(found)
     name = _named(provider, backend, model)
-    return Target(f"{backend.prefix}/{name}", provider, name, _base(backend.reads, settings.environ), key, {}, environ)
+    return Target(f"{backend.prefix}/{name}", provider, name, base(backend.reads, settings.environ), key, {}, environ)
 
 
 def _compatible(provider: str, model: str, settings: ProviderSettings) -> Target:
@@ -175,8 +172,3 @@ def _named(provider: str, backend: Backend, model: str) -> str:
     model = model.removeprefix(f"{provider}/").removeprefix(f"{backend.prefix}/")
     # Anthropic writes claude-sonnet-4-5 what OpenRouter writes claude-sonnet-4.5.
     return model.replace(".", "-") if provider == "anthropic" else model
-
-
-def _base(beginnings: tuple[str, ...], environ: Mapping[str, str]) -> str | None:
-    names = (f"{beginning}{end}" for beginning in beginnings for end in BASES)
-    return next((value for name in names if (value := environ.get(name, "").strip())), None)

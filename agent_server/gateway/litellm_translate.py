@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 
 from agent_server.gateway import Fault, ModelError
-from agent_server.gateway.cache import LAST, MARK, mark
 from agent_server.gateway.chunks import ErrorPart
 from agent_server.gateway.faults import stream_error
-from agent_server.gateway.litellm_frames import Call, Target
+from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.providers import Endpoint
 
 TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/", "cohere/")
@@ -29,9 +28,7 @@ def arguments(call: Call) -> dict[str, Any]:
     target = call.target
     messages = body.pop("messages")
     if target.model.startswith(TRANSLATED):
-        messages = [_with_thoughts(message) for message in messages]
-    if _caches(target):
-        messages = marked(messages)
+        messages = [_with_mark_outside(_with_thoughts(message)) for message in messages]
     given = {"api_key": target.api_key, "api_base": target.api_base, "extra_headers": dict(target.headers)}
     return {
         **body,
@@ -42,22 +39,6 @@ def arguments(call: Call) -> dict[str, Any]:
         "num_retries": 0,
         "max_retries": 0,
     }
-
-
-def marked(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gives the messages with marks for Anthropic's cache, as litellm takes them: on the system prompt and the last two that can be."""
-    found = list(messages)
-    left = LAST
-    for at in reversed(range(len(found))):
-        is_system = found[at]["role"] == "system"
-        if (is_system or left) and (one := _marked(found[at])) is not None:
-            found[at] = one
-            left -= not is_system
-    return found
-
-
-def _marked(message: dict[str, Any]) -> dict[str, Any] | None:
-    return {**message, "cache_control": MARK} if message["role"] == "tool" else mark(message)
 
 
 def event(chunk: Any, *, is_real: bool, block: int) -> tuple[bytes, int]:
@@ -106,15 +87,19 @@ def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelErr
     return stream_error(endpoint, ErrorPart(said, status))
 
 
-def _caches(target: Target) -> bool:
-    return target.provider == "anthropic" or (target.provider in ("bedrock", "vertex_ai", "azure_ai") and "claude" in target.model)
-
-
 def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose reasoning is as litellm takes it back: Anthropic refuses a tool call without the signed thought before it."""
     blocks = list(_blocks(message.get("reasoning_details") or ()))
     rest = {name: value for name, value in message.items() if name not in ("reasoning_details", "reasoning_content")}
     return {**rest, "thinking_blocks": blocks} if blocks else rest
+
+
+def _with_mark_outside(message: dict[str, Any]) -> dict[str, Any]:
+    """A tool's result with the mark for Anthropic's cache on the whole of it: its parts cannot have one."""
+    content = message["content"]
+    if message["role"] != "tool" or isinstance(content, str):
+        return message
+    return {**message, "content": content[-1]["text"], "cache_control": content[-1]["cache_control"]}
 
 
 def _blocks(details: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

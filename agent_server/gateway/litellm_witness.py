@@ -9,8 +9,8 @@ Leaves out providers that litellm calls by other means than httpx; there, its ex
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 
 import httpx
@@ -62,6 +62,21 @@ class Witness:
         self.error = ModelError(fault, f"{self.endpoint.provider} {what}")
         return self.error
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keeps the error of what breaks while a body is read, and lets it go on."""
+        try:
+            yield
+        except httpx.ReadTimeout:
+            self.fail(Fault.STREAM_IDLE, f"sent nothing for {self.idle} s.")
+            raise
+        except httpx.DecodingError:
+            self.fail(Fault.BAD_RESPONSE, "sent a body that cannot be decompressed.")
+            raise
+        except httpx.RequestError as error:
+            self.fail(Fault.STREAM_CUT, f"broke the connection: {str(error) or type(error).__name__}")
+            raise
+
     async def alive(self) -> None:
         if time.monotonic() - self._alive_at > ALIVE_PERIOD:
             self._alive_at = time.monotonic()
@@ -88,20 +103,11 @@ class Answered(httpx.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         witness = self._witness
-        try:
+        with witness.reading():
             async for data in self._response.aiter_bytes():
                 self._look(data)
                 await (witness.send(data) if self.is_chat else witness.alive())
                 yield data
-        except httpx.ReadTimeout:
-            witness.fail(Fault.STREAM_IDLE, f"sent nothing for {witness.idle} s.")
-            raise
-        except httpx.DecodingError:
-            witness.fail(Fault.BAD_RESPONSE, "sent a body that cannot be decompressed.")
-            raise
-        except httpx.RequestError as error:
-            witness.fail(Fault.STREAM_CUT, f"broke the connection: {str(error) or type(error).__name__}")
-            raise
 
     async def pass_on(self) -> None:
         """Reads all that litellm has not read. Errors: httpx's; they are in `Witness.error`."""
@@ -161,16 +167,12 @@ async def _exchange(witness: Witness, request: httpx.Request, send: Callable[[],
 async def _refuse(witness: Witness, request: httpx.Request, response: httpx.Response) -> None:
     """Keeps the error of an answer that is no success; redirects are not followed, they would carry the key along."""
     body = bytearray()
-    try:
+    with suppress(httpx.RequestError), witness.reading():
         async for data in response.aiter_bytes():
             body += data
             if len(body) >= ERROR_LIMIT:
                 break
         witness.error = answer_error(witness.endpoint, response.status_code, response.headers, bytes(body[:ERROR_LIMIT]))
-    except httpx.DecodingError:
-        witness.fail(Fault.BAD_RESPONSE, "sent a body that cannot be decompressed.")
-    except httpx.RequestError as error:
-        witness.fail(Fault.STREAM_CUT, f"broke the connection: {str(error) or type(error).__name__}")
     with suppress(httpx.RequestError):
         await response.aclose()
     raise Refused(f"HTTP {response.status_code}", request=request)

@@ -1,6 +1,6 @@
 """Where a provider's chat completions are, and with which key: from its name and the settings to one Endpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
 import msgspec
@@ -62,6 +62,9 @@ PROVIDERS = {
 
 COMPATIBLE = "openai-compatible"
 
+BASES = ("API_BASE", "BASE_URL")
+"""How the variables end that name another URL for a provider: ANTHROPIC_API_BASE, or ANTHROPIC_BASE_URL."""
+
 OPENROUTER_HEADERS = {"HTTP-Referer": "https://agent-server.invalid", "X-Title": "agent-server"}
 """How OpenRouter names the application in its statistics: https://openrouter.ai/docs/app-attribution"""
 
@@ -84,7 +87,16 @@ def resolve(provider: str, model: str, settings: ProviderSettings) -> Endpoint:
     headers = OPENROUTER_HEADERS if provider == "openrouter" else {}
     if provider == "openai":
         model = model.removeprefix("openai/")
-    return Endpoint(_chat(known.url), _key(provider, known, settings.environ), headers, model, provider)
+    url = base((f"{provider.upper()}_",), settings.environ) or known.url
+    if provider == "ollama" and not urlsplit(url).path.strip("/"):
+        url = f"{url.rstrip('/')}/v1"  # its variable names the server, also for other programs
+    return Endpoint(_chat(url), _key(provider, known, settings.environ), headers, model, provider)
+
+
+def base(beginnings: Sequence[str], environ: Mapping[str, str]) -> str | None:
+    """The URL that the operator names for a provider whose variables begin so."""
+    names = (f"{beginning}{end}" for beginning in beginnings for end in BASES)
+    return next((value for name in names if (value := environ.get(name, "").strip())), None)
 
 
 def _chat(base_url: str) -> str:

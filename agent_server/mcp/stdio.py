@@ -87,9 +87,11 @@ async def stdio_transport(argv: Sequence[str], env: Mapping[str, str], cwd: Path
     try:
         yield given, taken
     finally:
-        await finish(server.stop(writing, others))
-        for stream in (arriving, given, taken, leaving):
-            stream.close()
+        try:
+            await finish(server.stop(writing, others))
+        finally:
+            for stream in (arriving, given, taken, leaving):
+                stream.close()
 
 
 class _Server:

@@ -7,7 +7,7 @@ goes on from the log at the next start. How a task is worked on is `attempts.py`
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from weakref import WeakValueDictionary
@@ -16,6 +16,7 @@ import msgspec
 
 from agent_server.agents import Agent
 from agent_server.calling import custom
+from agent_server.commands.processes import finish
 from agent_server.errors import AgentServerError, Conflict, Draining, TooManyRequests, Unprocessable
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
@@ -129,13 +130,20 @@ class Sessions:
     async def accept(
         self, task_id: str, session_id: str, submission: Submission, more: Mapping[str, Any], origin: Mapping[str, Any] | None = None
     ) -> None:
-        """Accepts a task under this id, whatever else goes on: what is not to be begun is refused before. Errors: LogUnavailable."""
+        """Accepts a task under this id, whatever else goes on: what is not to be begun is refused before. Errors: LogUnavailable.
+
+        Cancellation: nothing was accepted, or it is in the log and at work.
+        """
         came = [Draft("integration.received", origin, session_id, task_id)] if origin is not None else []
         with self._lanes.arriving(session_id):
             public = await self._withheld(task_id, submission)
             data = {**msgspec.to_builtins(public), **more}
-            await self._log.append(*came, Draft("task.created", data, session_id, task_id, sync=True))
-            self._lanes.enqueue(session_id, task_id)
+            await finish(self._record(session_id, task_id, [*came, Draft("task.created", data, session_id, task_id, sync=True)]))
+
+    async def _record(self, session_id: str, task_id: str, drafts: Sequence[Draft]) -> None:
+        """Writes a task's first events and enqueues it, the two as one: what is in the log is at work."""
+        await self._log.append(*drafts)
+        self._lanes.enqueue(session_id, task_id)
 
     async def _withheld(self, task_id: str, submission: Submission) -> Submission:
         """Gives the submission as events may have it; what they must not have is kept where the task finds it."""

@@ -10,6 +10,7 @@ from agent_server.gateway.litellm_processes import Processes
 from agent_server.gateway.providers import ProviderSettings
 from agent_server.messages import Message, Text, ToolSpec
 from tests.emulators.openai import OpenAIEmulator
+from tests.serving import is_alive
 
 OPTIONS = ModelOptions("openai", "gpt-4o")
 BASH = ToolSpec("bash", "Runs a command.", {"type": "object", "properties": {"command": {"type": "string"}}})
@@ -59,4 +60,6 @@ async def processes() -> AsyncIterator[Processes]:
     """litellm's one process for all tests: it takes seconds to start."""
     processes = Processes({"PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"})
     yield processes
+    pid = processes.pid
     await processes.close()
+    assert pid is None or not is_alive(pid)

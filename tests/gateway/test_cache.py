@@ -37,6 +37,11 @@ def marked(*messages: Message) -> list[int]:
         ("openai-compatible", "llama", False),
         ("openai", "claude", False),
         ("groq", "anthropic/claude", False),
+        ("anthropic", "opus-latest", True),
+        ("bedrock", "us.anthropic.claude-sonnet-4-5-20250929-v1:0", True),
+        ("bedrock", "us.amazon.nova-pro-v1:0", False),
+        ("vertex_ai", "claude-sonnet-4-5", True),
+        ("vertex_ai", "gemini-2.5-pro", False),
     ],
 )
 def test_only_models_of_anthropic_get_marks(provider: str, model: str, takes: bool) -> None:

@@ -231,6 +231,40 @@ async def test_what_anthropic_needs_is_sent(emulator: OpenAIEmulator, claude: Li
     assert first.json["tools"][0]["name"] == "bash"
 
 
+EPHEMERAL = {"cache_control": {"type": "ephemeral"}}
+
+TURNS = [
+    Message("system", (Text("You help."), Text("Answer in French."))),
+    user("Go"),
+    Message("assistant", (Text("I look."),), (ToolCall("toolu_1", "bash", "{}"), ToolCall("toolu_2", "bash", "{}"))),
+    Message("tool", (Text("one"),), tool_call_id="toolu_1"),
+    Message("tool", (Text("two"),), tool_call_id="toolu_2"),
+]
+"""A conversation whose system prompt has a part of the task's own."""
+
+
+async def test_the_cache_of_anthropic_is_marked_where_the_next_request_repeats_this_one(
+    emulator: OpenAIEmulator, claude: LitellmGateway
+) -> None:
+    emulator.script(anthropic(begin(), *said("Hi"), *end("end_turn")))
+    await collect(claude, TURNS, [BASH], CLAUDE)
+    body = emulator.requests()[0].json
+    assert body["system"] == [{"type": "text", "text": "You help.", **EPHEMERAL}, {"type": "text", "text": "Answer in French."}]
+    first, second, third = body["messages"]
+    assert "cache_control" not in json.dumps([first, second, body["tools"]])
+    one, two = third["content"]
+    assert one == {"type": "tool_result", "tool_use_id": "toolu_1", "content": "one", **EPHEMERAL}
+    assert two == {"type": "tool_result", "tool_use_id": "toolu_2", "content": "two", **EPHEMERAL}
+
+
+async def test_no_mark_is_sent_where_the_operator_wants_none(emulator: OpenAIEmulator, processes: Processes) -> None:
+    environ = {"ANTHROPIC_API_KEY": "sk-ant-1", "ANTHROPIC_API_BASE": f"{emulator.url.removesuffix('/v1')}/raw"}
+    gateway = LitellmGateway(ProviderSettings(environ=environ, cache_marks=False), idle_timeout=0.5, processes=processes)
+    emulator.script(anthropic(begin(), *said("Hi"), *end("end_turn")))
+    await collect(gateway, TURNS, [BASH], CLAUDE)
+    assert b"cache_control" not in json.dumps(emulator.requests()[0].json).encode()
+
+
 async def test_cached_tokens_are_told(emulator: OpenAIEmulator, claude: LitellmGateway) -> None:
     usage = {"input_tokens": 10, "cache_read_input_tokens": 90, "cache_creation_input_tokens": 0, "output_tokens": 1}
     emulator.script(anthropic(begin(**usage), PING, *said("Hi"), *end("end_turn", **(usage | {"output_tokens": 4}))))

@@ -42,6 +42,11 @@ def test_a_provider_and_its_model_have_a_name_at_litellm(
     assert found.api_key == key
 
 
+@pytest.mark.parametrize("base", ["http://gpu:11434", "http://gpu:11434/", "http://gpu:11434/v1"])
+def test_ollama_is_found_where_both_ways_find_it(base: str) -> None:
+    assert to("ollama", OLLAMA_API_BASE=base).api_base == "http://gpu:11434"
+
+
 @pytest.mark.parametrize("provider", [*PROVIDERS, *BACKENDS])
 def test_what_is_missing_is_named_at_once(provider: str) -> None:
     if provider == "ollama":

@@ -1,13 +1,10 @@
-from typing import Any
-
 import pytest
 
 from agent_server.gateway import Fault
-from agent_server.gateway.litellm_translate import failure, marked
+from agent_server.gateway.litellm_translate import failure
 from agent_server.gateway.providers import Endpoint
 
 ENDPOINT = Endpoint("", "sk-secret", {}, "m", "anthropic")
-MARK = {"cache_control": {"type": "ephemeral"}}
 
 
 class APIConnectionError(Exception):
@@ -46,49 +43,3 @@ def test_an_exception_of_litellms_has_its_fault(error: Exception, was_sent: bool
     assert failed.fault is fault
     assert message in failed.message
     assert "Traceback" not in failed.message
-
-
-@pytest.mark.parametrize(
-    ("messages", "expected"),
-    [
-        ([], []),
-        ([{"role": "system", "content": "S"}], [{"role": "system", "content": [{"type": "text", "text": "S", **MARK}]}]),
-        ([{"role": "user", "content": ""}], [{"role": "user", "content": ""}]),
-        (
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}}]}],
-            [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "b"}, **MARK}]}],
-        ),
-        (
-            [
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": "b"},
-                {"role": "tool", "content": "c", "tool_call_id": "d"},
-            ],
-            [
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": [{"type": "text", "text": "b", **MARK}]},
-                {"role": "tool", "content": "c", "tool_call_id": "d", **MARK},
-            ],
-        ),
-        (
-            [
-                {"role": "system", "content": "S"},
-                {"role": "user", "content": "a"},
-                {"role": "assistant", "content": None, "tool_calls": []},
-                {"role": "tool", "content": "c", "tool_call_id": "d"},
-            ],
-            [
-                {"role": "system", "content": [{"type": "text", "text": "S", **MARK}]},
-                {"role": "user", "content": [{"type": "text", "text": "a", **MARK}]},
-                {"role": "assistant", "content": None, "tool_calls": []},
-                {"role": "tool", "content": "c", "tool_call_id": "d", **MARK},
-            ],
-        ),
-    ],
-)
-def test_the_prompt_and_the_last_two_messages_are_marked_for_the_cache(
-    messages: list[dict[str, Any]], expected: list[dict[str, Any]]
-) -> None:
-    before = repr(messages)
-    assert marked(messages) == expected
-    assert repr(messages) == before

@@ -35,6 +35,25 @@ def test_a_base_url_takes_the_place_of_any_provider(base_url: str, provider: str
     assert (endpoint.model, endpoint.provider) == ("openai/m", COMPATIBLE)
 
 
+@pytest.mark.parametrize(
+    ("provider", "environ", "url"),
+    [
+        ("openai", {"OPENAI_BASE_URL": "https://eu.api.openai.test/v1/"}, "https://eu.api.openai.test/v1"),
+        ("openai", {"OPENAI_API_BASE": " https://a/v1 ", "OPENAI_BASE_URL": "https://b/v1"}, "https://a/v1"),
+        ("openai", {"OPENAI_BASE_URL": " "}, PROVIDERS["openai"].url),
+        ("groq", {"OPENAI_BASE_URL": "https://a/v1"}, PROVIDERS["groq"].url),
+        ("groq", {"GROQ_API_BASE": "https://a/v1"}, "https://a/v1"),
+        ("ollama", {"OLLAMA_API_BASE": "http://gpu:11434"}, "http://gpu:11434/v1"),
+        ("ollama", {"OLLAMA_API_BASE": "http://gpu:11434/v1/"}, "http://gpu:11434/v1"),
+    ],
+)
+def test_an_operator_may_name_another_url_for_a_provider(provider: str, environ: dict[str, str], url: str) -> None:
+    endpoint = resolve(provider, "m", ProviderSettings(environ=KEYS | environ))
+    assert (endpoint.url, endpoint.provider) == (f"{url}/chat/completions", provider)
+    there = resolve(provider, "m", ProviderSettings("http://mine/v1", "sk-own", KEYS | environ))
+    assert (there.url, there.api_key) == ("http://mine/v1/chat/completions", "sk-own")
+
+
 def test_the_key_of_a_provider_does_not_go_to_a_base_url() -> None:
     assert resolve("openai", "m", ProviderSettings("http://127.0.0.1/v1", None, KEYS)).api_key is None
 

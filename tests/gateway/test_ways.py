@@ -152,6 +152,14 @@ async def test_a_task_repeats_its_prefix_in_every_request(emulator: OpenAIEmulat
     assert all(body == bodies[0] for body in bodies)
 
 
+async def test_the_cache_marks_for_models_of_anthropic_reach_what_passes_them_on(emulator: OpenAIEmulator, gateway: Gateway) -> None:
+    emulator.script({"text": "Hello"})
+    messages = [Message("system", (Text("Be brief."),)), user("Hi"), Message("assistant", (Text("Yes?"),)), user("Go")]
+    await collect(gateway, messages, [BASH], ModelOptions("openrouter", "anthropic/claude-sonnet-4.5"))
+    sent = emulator.requests()[0].json["messages"]
+    assert ["cache_control" in json.dumps(message) for message in sent] == [True, False, True, True]
+
+
 async def test_ids_that_a_provider_gives_twice_are_made_distinct(emulator: OpenAIEmulator, gateway: Gateway) -> None:
     emulator.script({"repeat": {"tool_calls": [{"name": "bash", "id": "call_0"}]}, "times": 2}, {"text": "Done"})
     messages = [user("Go")]
