@@ -16,6 +16,7 @@ ignores/         an empty repository, in which git tells what is ignored
 staging/         names of what is half-written in the workspace
 """
 
+import asyncio
 import fcntl
 import hashlib
 import hmac
@@ -27,7 +28,7 @@ from typing import IO
 
 import msgspec
 
-from agent_server.errors import SettingsError
+from agent_server.errors import SettingsError, Unprocessable
 from agent_server.ids import new_id
 from agent_server.settings import Settings, new_token
 
@@ -151,11 +152,26 @@ def write_private(path: Path, data: bytes) -> None:
     """Replaces a file whole, readable by its owner alone, and has it on disk before it returns."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+async def keep_private(path: Path, data: bytes) -> None:
+    """Does `write_private` in a thread. Errors: Unprocessable, and what was there before stays."""
+    try:
+        await asyncio.to_thread(write_private, path, data)
+    except OSError as error:
+        told = (
+            f"This cannot be kept on the disk of DATA_DIR ({error.strerror}), and nothing is changed; free some space, and send it again."
+        )
+        raise Unprocessable(told, details={"reason": "disk"}) from error
 
 
 def matches(token: str, digest: bytes) -> bool:

@@ -86,12 +86,15 @@ class _Methods:
 
 
 class _RawRoute(Route):
+    """Takes what no endpoint's path fits: where one does, with another method, the answer is its 405."""
+
     def __init__(self, path: str, app: ASGIApp) -> None:
         super().__init__(path, app, methods=None)
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        # Starlette's own takes no WebSockets.
-        return super().matches({**scope, "type": "http", "method": "GET"}) if scope["type"] == "websocket" else super().matches(scope)
+        # As HTTP, since Starlette's own takes no WebSockets; and never in full, so that an endpoint's own path goes before.
+        match, found = super().matches({**scope, "type": "http", "method": "GET"})
+        return (Match.PARTIAL if match is Match.FULL else match), found
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.app(scope, receive, send)

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from agent_server.commands.processes import Processes
-from agent_server.datadir import write_private
+from agent_server.datadir import keep_private
 from agent_server.errors import InvalidRequest, SettingsError, Unprocessable
 from agent_server.redaction import Secrets
 from agent_server.settings import is_credential
@@ -49,7 +49,7 @@ class Environment:
     async def change(self, changes: Mapping[str, str | None]) -> None:
         """Sets variables, and removes those that are None; commands that start later have them. All, or with an error none.
 
-        Errors: InvalidRequest; Unprocessable when they are too large together.
+        Errors: InvalidRequest; Unprocessable when they are too large together, or cannot be kept.
         """
         for name, value in changes.items():
             _check(name, value)
@@ -61,7 +61,7 @@ class Environment:
                 raise Unprocessable(f"The variables have {size} bytes together; there may be {MOST_BYTES}: remove some, or use a file.")
             # Before they are on disk: nothing may be said of them unmasked.
             self._mask(variables)
-            await asyncio.to_thread(write_private, self._path, msgspec.json.encode(variables))
+            await keep_private(self._path, msgspec.json.encode(variables))
             self._take(variables)
 
     def _take(self, variables: dict[str, str]) -> None:

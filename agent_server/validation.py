@@ -3,6 +3,7 @@
 Unknown fields are ignored, and given back by name. Nested objects are treated like the outermost one.
 """
 
+import ast
 import re
 from collections.abc import Mapping
 from functools import cache
@@ -18,6 +19,9 @@ Item = TypeVar("Item")
 
 SHOWN = 64
 """Characters of a client's own words that a message repeats."""
+
+ONE_LINE = r"(?!\n)"
+"""How patterns end, since `$` alone matches before a last line end too; nothing that a client needs to be told."""
 
 
 def parse_body(data: bytes, kind: type[T]) -> tuple[T, list[str]]:
@@ -145,10 +149,16 @@ def _sentence(text: str, kind: type[msgspec.Struct], path: str, got: str | None)
     if re.fullmatch("Expected `(str|array)` of length >= 1", text):
         return "it must not be empty"
     if text.startswith("Invalid ") and (allowed := _allowed(kind, path)):
-        return f"{text}; it must be one of {', '.join(allowed)}"
+        return f"{_short(text)}; it must be one of {', '.join(allowed)}"
+    if pattern := re.fullmatch("Expected `str` matching regex (.+)", text):
+        return f"it must match {ast.literal_eval(pattern[1]).removesuffix(ONE_LINE)}"
     if got is not None:  # all of a query is text; what counts is what it says
         text = text.replace("got `str`", f"got {got[:SHOWN]!r}").replace("`bool`", "true or false").replace(" | null", "")
     return text
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 2 * SHOWN else f"{text[: 2 * SHOWN]}…"
 
 
 def _entry(fields: dict[str, Any], kind: type[msgspec.Struct], path: str) -> str:

@@ -1,5 +1,6 @@
 """How an event looks to a client: one JSON object with the common fields, and those of its type."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -136,7 +137,7 @@ _MESSAGES: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "question.answered": lambda d: "no answer" if d.get("rejected") else "; ".join(", ".join(chosen) for chosen in d["answers"]),
     "tool.output": lambda d: str(d["chunk"]),
     "tool.finished": lambda d: f"{d['tool']} {'failed' if d.get('isError') else 'done'} after {d['duration_ms']} ms",
-    "process.started": lambda d: str(d["command"]),
+    "process.started": lambda d: d["command"] if isinstance(d["command"], str) else shlex.join(d["command"]),
     "process.output": lambda d: str(d["chunk"]),
     "process.exited": _exit,
     "port.opened": lambda d: f"port {d['port']} is open: {d['process'] or 'a process'} listens on {d['address']}",

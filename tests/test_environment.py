@@ -115,3 +115,16 @@ def test_they_are_kept_in_a_file_that_only_the_server_reads(tmp_path: Path) -> N
         path.write_text("[]")
         with pytest.raises(AssertionError, match=r"environment\.json in DATA_DIR is damaged"):
             server.start()
+
+
+@pytest.mark.parametrize(("method", "path", "name"), [("PATCH", "/env", "environment.json"), ("PUT", "/integrations", "integrations.json")])
+def test_what_cannot_be_kept_is_told_and_changes_nothing(method: str, path: str, name: str) -> None:
+    with serving() as server:
+        (server.data / name / "in the way").mkdir(parents=True)
+        with server.client() as client:
+            response = client.request(method, path, json={"env": {"COLOUR": "red"}, "integrationEnv": {"TELEGRAM_BOT_TOKEN": ""}})
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "RESOURCE_LIMIT_EXCEEDED")
+        assert response.json()["error"]["details"] == {"reason": "disk"}
+        assert server.execute("echo [$COLOUR]")["stdout"] == "[]\n"
+        assert "Traceback" not in server.log()
+        assert not [left for left in server.data.iterdir() if left.name.startswith(f".{name}")]

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
+from agent_server.wire import _MESSAGES, _QUIET
 from tests.emulators.openai import OpenAIEmulator
 from tests.rawhttp import AUTHORIZED, connect
 from tests.serving import TOKEN, ServerProcess, events, serving
@@ -258,3 +259,13 @@ def wait_for(port: int) -> None:
             time.sleep(0.02)
         else:
             return
+
+
+def test_every_type_of_event_is_documented() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "events.md").read_text()
+    assert set(re.findall(r"`([a-z]+\.[a-z]+|gap|log)`", page)) - {"file.changed"} == {*_MESSAGES, *_QUIET}
+
+
+def test_a_program_and_its_arguments_are_shown_as_a_shell_has_them(server: ServerProcess) -> None:
+    assert server.post("/execute", {"command": ["printf", "%s", "it's one"]}).status_code == 200
+    assert """printf %s 'it'"'"'s one'""" in [line["message"] for line in logs(server) if line["type"] == "process.started"]

@@ -189,6 +189,17 @@ def test_an_enumeration_says_what_it_takes(server: ServerProcess) -> None:
     assert "one of text, image" in server.post("/run", {"prompt": [{"type": "x"}]}).json()["error"]["message"]
 
 
+def test_a_pattern_is_said_as_it_is(server: ServerProcess) -> None:
+    error = server.post("/run", {"prompt": "hi", "sessionId": "a b"}).json()["error"]
+    assert error["message"] == "sessionId: it must match ^[A-Za-z0-9_.:@-]{1,128}$."
+
+
+def test_a_long_wrong_value_is_not_repeated_whole(server: ServerProcess) -> None:
+    message = server.post("/run", {"prompt": "hi", "mode": "x" * 100_000}).json()["error"]["message"]
+    assert message.endswith("…; it must be one of build, plan.")
+    assert len(message) < 300
+
+
 @pytest.mark.parametrize("name", [b"bad", b"a\\r\\nX-Evil: 1", "é\u2028".encode(), b'q\\"', b"x" * 500])
 def test_an_unknown_field_is_ignored_and_named_in_a_header(server: ServerProcess, name: bytes) -> None:
     with server.client() as client:

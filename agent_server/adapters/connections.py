@@ -15,7 +15,7 @@ import msgspec
 from agent_server.adapters import deliveries
 from agent_server.adapters.link import Link
 from agent_server.agents import AGENTS
-from agent_server.datadir import write_private
+from agent_server.datadir import keep_private
 from agent_server.errors import Draining, InstanceNotRunning, InvalidRequest, NotFound, SettingsError, TooManyRequests, Unprocessable
 from agent_server.events import Draft, LogUnavailable
 from agent_server.events.log import EventLog
@@ -141,7 +141,7 @@ class Connections:
         """Sets which integrations are on (None: as before), and variables; one that is None is taken away, others stay.
 
         Returns when what was switched on has connected or failed to, or SETTLE_SECONDS have passed.
-        Errors: InvalidRequest, and nothing is changed.
+        Errors: InvalidRequest, Unprocessable, and nothing is changed.
         """
         chosen = self._names(names, "integrations") if names is not None else None
         for name in chosen or ():
@@ -154,7 +154,7 @@ class Connections:
             merged = {**self._chosen.environ, **{name: (value or "").strip() for name, value in given.items()}}
             self._mask(merged)  # before they are on disk: nothing may be said of them unmasked
             changed = _Chosen(chosen if chosen is not None else self._chosen.names, merged)
-            await asyncio.to_thread(write_private, self._path, msgspec.json.encode(changed))
+            await keep_private(self._path, msgspec.json.encode(changed))
             self._chosen = changed
             started = await self._apply()
         if started:

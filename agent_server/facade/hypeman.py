@@ -21,7 +21,6 @@ from agent_server.routes.tasks import EVENTS
 
 SOURCES = frozenset({"app", "vmm", "hypeman"})
 
-WAIT_DEFAULT = 60.0
 WAIT_LONGEST = 300.0
 """Seconds that `wait` waits for a state."""
 

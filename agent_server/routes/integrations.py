@@ -84,6 +84,7 @@ ROUTES = (
         "Set which integrations are on, and their variables; applied at once, and kept",
         body=IntegrationsRequest,
         replies={200: IntegrationsReply},
+        errors=(422,),
     ),
     Endpoint(
         "POST",

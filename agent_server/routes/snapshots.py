@@ -150,6 +150,7 @@ ROUTES = (
         "Take a snapshot in from another machine, under its id or a new name",
         replies={201: SnapshotReply},
         errors=(409, 422),
+        streamed=ARCHIVE,
     ),
     Endpoint(
         "POST",

@@ -55,6 +55,17 @@ def test_what_no_route_has_is_not_found(server: ServerProcess, path: str) -> Non
     assert (response.status_code, response.json()["error"]["code"]) == (404, "NOT_FOUND")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [("GET", "restart", "POST"), ("POST", "logs", "GET, HEAD"), ("GET", "run", "POST"), ("PUT", "snapshots/one/restore", "POST")],
+)
+def test_a_method_that_a_route_does_not_take_is_not_allowed(server: ServerProcess, method: str, path: str, allowed: str) -> None:
+    with server.client() as client:
+        response = client.request(method, f"/instances/inst_abc123/{path}")
+    assert (response.status_code, response.json()["error"]["code"]) == (405, "METHOD_NOT_ALLOWED")
+    assert sorted(response.headers["allow"].split(", ")) == allowed.split(", ")
+
+
 def test_paths_reach_the_route_as_they_were_sent(server: ServerProcess) -> None:
     (server.workspace / "a b%.txt").write_text("odd name")
     assert server.get("/instances/my-agent/files?path=a%20b%25.txt").text == "odd name"
