@@ -78,7 +78,9 @@ class BodyEncoder:
 
 
 def _options(provider: str, max_tokens: int | None) -> dict[str, Any]:
-    options: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+    options: dict[str, Any] = {"stream": True}
+    if provider != "cohere":  # which refuses it: https://docs.cohere.com/docs/compatibility-api
+        options["stream_options"] = {"include_usage": True}
     if provider == "openrouter":
         options["usage"] = {"include": True}
     if max_tokens is not None:

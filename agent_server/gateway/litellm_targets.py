@@ -66,7 +66,6 @@ BACKENDS: Mapping[str, Backend] = {
     "chutes": _keyed("chutes", "CHUTES_API_KEY"),
     "cloudflare": Backend("cloudflare", (("CLOUDFLARE_API_KEY", "CLOUDFLARE_ACCOUNT_ID"),), ("CLOUDFLARE_",), "CLOUDFLARE_API_KEY"),
     "codestral": _keyed("codestral", "CODESTRAL_API_KEY"),
-    "cohere": _keyed("cohere", "COHERE_API_KEY", "CO_API_KEY", reads=("COHERE_",)),
     "cometapi": _keyed("cometapi", "COMETAPI_KEY"),
     "dashscope": _keyed("dashscope", "DASHSCOPE_API_KEY"),
     "databricks": Backend("databricks", (("DATABRICKS_API_KEY", "DATABRICKS_API_BASE"),), ("DATABRICKS_",), "DATABRICKS_API_KEY"),
@@ -110,7 +109,7 @@ BACKENDS: Mapping[str, Backend] = {
 }
 """Further ways to models, besides those of PROVIDERS. Left out: what asks for a login, and what answers with no messages."""
 
-LITELLM_PREFIXES = {"together": "together_ai", "fireworks": "fireworks_ai", "ollama": "ollama_chat"}
+LITELLM_PREFIXES = {"together": "together_ai", "fireworks": "fireworks_ai", "ollama": "ollama_chat", "cohere": "custom_openai"}
 """Of PROVIDERS, those that litellm calls otherwise."""
 
 OLLAMA = "http://127.0.0.1:11434"

@@ -15,7 +15,7 @@ from agent_server.gateway.faults import stream_error
 from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.providers import Endpoint
 
-TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/", "cohere/")
+TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/")
 """Models whose own form of a message has no place for the reasoning of chat completions, but for signed thoughts."""
 
 PREFIXES = re.compile(r"^(?:litellm\.\w+: |\w+(?:Error|Exception): |\w+Exception - )+")

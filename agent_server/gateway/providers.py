@@ -57,6 +57,7 @@ PROVIDERS = {
     "xai": Provider("https://api.x.ai/v1", "XAI_API_KEY"),
     "cerebras": Provider("https://api.cerebras.ai/v1", "CEREBRAS_API_KEY"),
     "moonshot": Provider("https://api.moonshot.ai/v1", "MOONSHOT_API_KEY"),
+    "cohere": Provider("https://api.cohere.ai/compatibility/v1", "COHERE_API_KEY"),
     "ollama": Provider("http://127.0.0.1:11434/v1", None),
 }
 

@@ -58,18 +58,22 @@ def test_messages_are_the_last_key() -> None:
     assert list(body) == ["model", "tools", "stream", "stream_options", "usage", "max_tokens", "messages"]
 
 
+USAGE = {"stream_options": {"include_usage": True}}
+
+
 @pytest.mark.parametrize(
     ("provider", "options"),
     [
-        ("openrouter", {"usage": {"include": True}, "max_tokens": 5}),
-        ("openai", {"max_completion_tokens": 5}),
-        ("openai-compatible", {"max_tokens": 5}),
-        ("groq", {"max_tokens": 5}),
+        ("openrouter", {**USAGE, "usage": {"include": True}, "max_tokens": 5}),
+        ("openai", {**USAGE, "max_completion_tokens": 5}),
+        ("openai-compatible", {**USAGE, "max_tokens": 5}),
+        ("groq", {**USAGE, "max_tokens": 5}),
+        ("cohere", {"max_tokens": 5}),
     ],
 )
 def test_each_provider_gets_the_options_it_knows(provider: str, options: dict[str, Any]) -> None:
     body = encode(user("Hi"), max_tokens=5, to=endpoint(provider))
-    assert body == {"model": "m", "stream": True, "stream_options": {"include_usage": True}, **options, "messages": body["messages"]}
+    assert body == {"model": "m", "stream": True, **options, "messages": body["messages"]}
 
 
 def test_tools_are_functions() -> None:

@@ -23,7 +23,7 @@ def to(provider: str, model: str = "m", **environ: str) -> Target:
         ("bedrock", "us.amazon.nova-pro-v1:0", {"AWS_ACCESS_KEY_ID": "i", "AWS_SECRET_ACCESS_KEY": "s"}, None, None),
         ("bedrock", "bedrock/x", {"AWS_BEARER_TOKEN_BEDROCK": "t"}, "bedrock/x", None),
         ("azure", "my-deployment", {"AZURE_API_KEY": "k", "AZURE_API_BASE": "https://a"}, None, None),
-        ("cohere", "command-r", {"CO_API_KEY": "k"}, "cohere/command-r", "k"),
+        ("cohere", "command-r", {"COHERE_API_KEY": "k"}, "custom_openai/command-r", "k"),
         ("openai", "openai/gpt-5", {"OPENAI_API_KEY": "k"}, "openai/gpt-5", "k"),
         ("openrouter", "openai/gpt-5", {"OPENROUTER_API_KEY": "k"}, "openrouter/openai/gpt-5", "k"),
         ("groq", "openai/gpt-oss-20b", {"GROQ_API_KEY": "k"}, "groq/openai/gpt-oss-20b", "k"),
