@@ -207,7 +207,8 @@ class Conversation:
         call_id = event.data["toolCallId"]
         if (call := self._open.pop(call_id, None)) is not None:
             self.repetition.add(call.name, call.arguments, event.data)
-            self.entries.append(returned(self.entries[self._asked_at()], call_id, event.data, event.time))
+            asked_at = self._asked_at()
+            self.entries.insert(self._place(asked_at, call_id), returned(self.entries[asked_at], call_id, event.data, event.time))
         details = event.data.get("details", {})
         self.instructions.update(details.get("instructions", ()))
         if "nextOffset" in details:
@@ -279,6 +280,12 @@ class Conversation:
         if self._open:
             self.entries = self.closed()
             self._open = {}
+
+    def _place(self, asked_at: int, call_id: str) -> int:
+        """The place of a call's result: in the order of the calls, whichever of those side by side ends first."""
+        order = {call.id: number for number, call in enumerate(self.entries[asked_at].message.tool_calls)}
+        after = (at for at in range(asked_at + 1, len(self.entries)) if order[self.entries[at].message.tool_call_id or ""] > order[call_id])
+        return next(after, len(self.entries))
 
     def _asked_at(self) -> int:
         """The place of the last assistant's message: the one that open calls are in."""
