@@ -26,12 +26,21 @@ Encoded = tuple[tuple[str, str], bytes, bytes]
 """For which provider and model, the message, and the message that must follow its tool results (or b"")."""
 
 
+class _Beginning(msgspec.Struct, frozen=True):
+    """What the last request of a conversation was made of: most of the next one is that again."""
+
+    target: tuple[str, str]
+    messages: Sequence[Message]
+    encoded: list[bytes]
+
+
 class BodyEncoder:
-    """Remembers the bytes of messages for as long as the messages live, compared by identity. With `marks`, it marks what
-    Anthropic's models are to cache."""
+    """Remembers the bytes of messages for as long as the messages live, compared by identity, and those of a conversation's last
+    request as long as its system prompt does. With `marks`, it marks what Anthropic's models are to cache."""
 
     def __init__(self, *, marks: bool = True) -> None:
         self._marks = marks
+        self._beginnings: WeakKeyDictionary[Message, _Beginning] = WeakKeyDictionary()
         self._messages: WeakKeyDictionary[Message, Encoded] = WeakKeyDictionary()
         self._tools: dict[tuple[int, ...], tuple[Sequence[ToolSpec], bytes]] = {}
 
@@ -44,9 +53,9 @@ class BodyEncoder:
         return b"".join((head, b",", options[1:-1], b',"messages":[', b",".join(self._encode_messages(endpoint, messages)), b"]}"))
 
     def _encode_messages(self, endpoint: Endpoint, messages: Sequence[Message]) -> list[bytes]:
-        encoded: list[bytes] = []
+        encoded = self._begun(endpoint, messages)
         images: list[bytes] = []
-        for message in messages:
+        for message in messages[len(encoded) :]:
             if images and message.role != "tool":
                 encoded += images
                 images = []
@@ -55,9 +64,18 @@ class BodyEncoder:
             if follower:
                 images.append(follower)
         encoded += images
+        if messages and len(encoded) == len(messages):  # images of tools stand between them
+            self._beginnings[messages[0]] = _Beginning((endpoint.provider, endpoint.model), messages, encoded[:])
         if self._marks and takes_marks(endpoint.provider, endpoint.model):
             mark_all(encoded, messages[0] if messages and messages[0].role == "system" else None)
         return encoded
+
+    def _begun(self, endpoint: Endpoint, messages: Sequence[Message]) -> list[bytes]:
+        """Gives the bytes of the messages that the last request had, too, where they begin this one."""
+        last = self._beginnings.get(messages[0]) if messages else None
+        if last is None or last.target != (endpoint.provider, endpoint.model) or messages[: len(last.messages)] != last.messages:
+            return []
+        return last.encoded[:]
 
     def _encode_message(self, endpoint: Endpoint, message: Message) -> tuple[bytes, bytes]:
         target = (endpoint.provider, endpoint.model)

@@ -105,6 +105,30 @@ def test_images_of_tools_follow_all_results_as_a_users_message() -> None:
     assert complaint(body) is None
 
 
+KINDS = st.lists(st.sampled_from(["user", "assistant", "call", "picture", "cut", "model", "claude"]), max_size=12)
+
+
+@given(KINDS)
+def test_what_is_remembered_of_the_last_request_changes_no_byte_of_the_next(kinds: list[str]) -> None:
+    encoder, to = BodyEncoder(), endpoint()
+    messages = [Message("system", (Text("You help."),)), user("Hi")]
+    for kind in kinds:
+        match kind:
+            case "user":
+                messages.append(user("more"))
+            case "assistant":
+                messages.append(assistant(text="So."))
+            case "call" | "picture":
+                messages += [assistant(CALL), result("call_0", Text("done"), *([PICTURE] if kind == "picture" else []))]
+            case "cut":
+                messages[1:-1] = [user("A summary.")]
+            case "model":
+                to = endpoint(model="another")
+            case "claude":
+                to = endpoint(model="anthropic/claude-sonnet-4.5")
+        assert encoder.encode(to, [*messages], (), None) == BodyEncoder().encode(to, [*messages], (), None)
+
+
 @pytest.mark.parametrize("arguments", ["", "{oops", "[]", '"text"', "null", '{"a": ' + "[" * 5000])
 def test_malformed_arguments_are_sent_so_that_providers_take_them(arguments: str) -> None:
     body = encode(user("Hi"), assistant(ToolCall("call_0", "bash", arguments)), result("call_0"))
