@@ -67,7 +67,7 @@ def test_calls_for_the_client_are_asked_for_together_and_mixed_with_ours_in_orde
     (agent.workspace / "order").write_text("later")
     assert give(agent, task_id, "a", output="fine") == (200, "")
     agent.finish(task_id)
-    assert results(model) == ["Error: No such city.", "fine", "later"]
+    assert results(model) == ["fine", "Error: No such city.", "later"]
     assert_requests(model.requests())
 
 

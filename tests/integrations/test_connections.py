@@ -135,6 +135,7 @@ def test_what_was_set_is_kept_in_a_file_that_only_the_server_reads(
         put(server, {"integrations": ["Telegram"], "integrationEnv": {"TELEGRAM_BOT_TOKEN": TOKEN, "TELEGRAM_API_URL": telegram.url}})
         path = server.data / "integrations.json"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert telegram.wait(lambda t: t.called("getMe"))
         server.kill()
         server.start()
         put(server, {})
