@@ -38,7 +38,8 @@ STATUS_OF_CODE = {
 }
 """Errors inside a stream have no HTTP status of their own, only a code, and OpenAI's are words."""
 
-BUSY = frozenset({408, 409, 425})
+BUSY = frozenset({408, 409, 424, 425})
+"""Statuses that ask for another try; 424 is how Bedrock says that a model failed while it answered."""
 
 
 def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ModelError:

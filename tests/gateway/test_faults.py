@@ -28,6 +28,7 @@ def answered(status: int, **error: Any) -> Fault:
         (404, Fault.BAD_REQUEST),
         (405, Fault.BAD_REQUEST),
         (408, Fault.OVERLOADED),
+        (424, Fault.OVERLOADED),
         (409, Fault.OVERLOADED),
         (413, Fault.CONTEXT_OVERFLOW),
         (422, Fault.BAD_REQUEST),
