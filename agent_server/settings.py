@@ -15,7 +15,9 @@ from tools._addresses import parse_allowed
 CREDENTIAL_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 """Variables whose values are secrets, by the end of their (upper-case) names."""
 
-_NAMED_SECRETS = frozenset({"TWILIO_ACCOUNT_SID", "JIRA_EMAIL", "SNAPSHOT_URL", "VERTEXAI_CREDENTIALS", "SNOWFLAKE_JWT"})
+_NAMED_SECRETS = frozenset(
+    {"TWILIO_ACCOUNT_SID", "JIRA_EMAIL", "SNAPSHOT_URL", "VERTEXAI_CREDENTIALS", "SNOWFLAKE_JWT", "AWS_BEARER_TOKEN_BEDROCK"}
+)
 
 COMMAND_VARIABLES = frozenset(
     (

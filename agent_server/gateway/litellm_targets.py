@@ -12,19 +12,19 @@ from agent_server.gateway.providers import COMPATIBLE, PROVIDERS, ProviderSettin
 class Backend(msgspec.Struct, frozen=True):
     """A provider as litellm knows it: `prefix` of its model names, and the variables it reads.
 
-    One of the sets in `needs` must be there; the last one is named when none is. `reads` are the beginnings of further names. `key` is
-    the variable that is the API key, of the first set; None where litellm finds its credentials by itself.
+    One of the sets in `needs` must be there; the last one is named when none is. `reads` are the beginnings of further names. `keys` are
+    the variables that are the API key, where it is the first of a set; what stands in another one litellm finds by itself.
     """
 
     prefix: str
     needs: tuple[tuple[str, ...], ...]
     reads: tuple[str, ...] = ()
-    key: str | None = None
+    keys: tuple[str, ...] = ()
 
 
 def _keyed(prefix: str, *keys: str, reads: tuple[str, ...] = ()) -> Backend:
     """A provider that takes one key, which may stand in any of these variables."""
-    return Backend(prefix, tuple((key,) for key in keys), (*reads, f"{prefix.upper().replace('-', '_')}_"), keys[0])
+    return Backend(prefix, tuple((key,) for key in keys), (*reads, f"{prefix.upper().replace('-', '_')}_"), keys)
 
 
 _AWS = (
@@ -37,7 +37,8 @@ _AWS = (
 )
 
 BACKENDS: Mapping[str, Backend] = {
-    "anthropic": _keyed("anthropic", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"),
+    # The token is no key: it goes into another header.
+    "anthropic": Backend("anthropic", (("ANTHROPIC_API_KEY",), ("ANTHROPIC_AUTH_TOKEN",)), ("ANTHROPIC_",), ("ANTHROPIC_API_KEY",)),
     "gemini": _keyed("gemini", "GEMINI_API_KEY", "GOOGLE_API_KEY"),
     "bedrock": Backend("bedrock", _AWS, ("AWS_", "BEDROCK_")),
     "sagemaker": Backend("sagemaker_chat", _AWS, ("AWS_",)),
@@ -50,7 +51,7 @@ BACKENDS: Mapping[str, Backend] = {
         ),
         ("AZURE_",),
     ),
-    "azure_ai": Backend("azure_ai", (("AZURE_AI_API_KEY", "AZURE_AI_API_BASE"),), ("AZURE_AI_",), "AZURE_AI_API_KEY"),
+    "azure_ai": Backend("azure_ai", (("AZURE_AI_API_KEY", "AZURE_AI_API_BASE"),), ("AZURE_AI_",), ("AZURE_AI_API_KEY",)),
     "vertex_ai": Backend(
         "vertex_ai",
         (
@@ -64,16 +65,16 @@ BACKENDS: Mapping[str, Backend] = {
     "amazon_nova": _keyed("amazon_nova", "AMAZON_NOVA_API_KEY"),
     "baseten": _keyed("baseten", "BASETEN_API_KEY"),
     "chutes": _keyed("chutes", "CHUTES_API_KEY"),
-    "cloudflare": Backend("cloudflare", (("CLOUDFLARE_API_KEY", "CLOUDFLARE_ACCOUNT_ID"),), ("CLOUDFLARE_",), "CLOUDFLARE_API_KEY"),
+    "cloudflare": Backend("cloudflare", (("CLOUDFLARE_API_KEY", "CLOUDFLARE_ACCOUNT_ID"),), ("CLOUDFLARE_",), ("CLOUDFLARE_API_KEY",)),
     "codestral": _keyed("codestral", "CODESTRAL_API_KEY"),
     "cometapi": _keyed("cometapi", "COMETAPI_KEY"),
     "dashscope": _keyed("dashscope", "DASHSCOPE_API_KEY"),
-    "databricks": Backend("databricks", (("DATABRICKS_API_KEY", "DATABRICKS_API_BASE"),), ("DATABRICKS_",), "DATABRICKS_API_KEY"),
+    "databricks": Backend("databricks", (("DATABRICKS_API_KEY", "DATABRICKS_API_BASE"),), ("DATABRICKS_",), ("DATABRICKS_API_KEY",)),
     "deepinfra": _keyed("deepinfra", "DEEPINFRA_API_KEY"),
     "featherless_ai": _keyed("featherless_ai", "FEATHERLESS_AI_API_KEY"),
     "friendliai": _keyed("friendliai", "FRIENDLI_TOKEN", reads=("FRIENDLI_",)),
-    "github": Backend("github", (("GITHUB_API_KEY",),), ("GITHUB_API_",), "GITHUB_API_KEY"),  # not GITHUB_TOKEN, an integration's
-    "heroku": Backend("heroku", (("HEROKU_API_KEY", "HEROKU_API_BASE"),), ("HEROKU_",), "HEROKU_API_KEY"),
+    "github": Backend("github", (("GITHUB_API_KEY",),), ("GITHUB_API_",), ("GITHUB_API_KEY",)),  # not GITHUB_TOKEN, an integration's
+    "heroku": Backend("heroku", (("HEROKU_API_KEY", "HEROKU_API_BASE"),), ("HEROKU_",), ("HEROKU_API_KEY",)),
     "hosted_vllm": Backend("hosted_vllm", (("HOSTED_VLLM_API_BASE",),), ("HOSTED_VLLM_",)),
     "huggingface": _keyed("huggingface", "HUGGINGFACE_API_KEY", "HF_TOKEN", reads=("HF_",)),
     "hyperbolic": _keyed("hyperbolic", "HYPERBOLIC_API_KEY"),
@@ -132,7 +133,8 @@ def target(provider: str, model: str, settings: ProviderSettings) -> Target:
             Fault.BAD_REQUEST, f'Provider "{provider}" is not one of {names}; AGENT_BASE_URL reaches any OpenAI-compatible server.'
         )
     found = _found(provider, backend, settings.environ)
-    key = usable(found[0][1], found[0][0]) if backend.key is not None else None
+    (variable, value), *_ = found
+    key = usable(value, variable) if variable in backend.keys else None
     environ = {name: value.strip() for name, value in settings.environ.items() if name.startswith(backend.reads)} | dict(found)
     name = _named(provider, backend, model)
     return Target(f"{backend.prefix}/{name}", provider, name, base(backend.reads, settings.environ), key, {}, environ)
@@ -162,7 +164,7 @@ def _found(provider: str, backend: Backend, environ: Mapping[str, str]) -> list[
         values = [environ.get(name, "").strip() for name in names]
         if all(values):
             return list(zip(names, values, strict=True))
-    wanted = backend.needs[0] if backend.key is not None else backend.needs[-1]
+    wanted = backend.needs[0] if backend.keys else backend.needs[-1]
     missing = [name for name in wanted if not environ.get(name, "").strip()]
     raise ModelError(Fault.AUTHENTICATION, f"Set {' and '.join(missing)} to use provider {provider}.")
 

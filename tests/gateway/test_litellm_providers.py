@@ -1,6 +1,7 @@
 """The wire formats of other makers, through litellm's process: against aimock, and against streams that break."""
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,6 +230,18 @@ async def test_what_anthropic_needs_is_sent(emulator: OpenAIEmulator, claude: Li
         image | {"cache_control": {"type": "ephemeral"}},
     ]
     assert first.json["tools"][0]["name"] == "bash"
+
+
+async def test_a_token_in_the_place_of_a_key_is_a_bearers(emulator: OpenAIEmulator, processes: Processes) -> None:
+    environ = {"ANTHROPIC_AUTH_TOKEN": "token-1", "ANTHROPIC_BASE_URL": f"{emulator.url.removesuffix('/v1')}/raw"}
+    emulator.script(anthropic(begin(), *said("Hi"), *end("end_turn")))
+    # A process of its own: the variables of the other tests are in theirs.
+    own = Processes({"PATH": os.environ["PATH"], "NO_PROXY": "127.0.0.1"})
+    gateway = LitellmGateway(ProviderSettings(environ=environ), processes=own)
+    await collect(gateway, options=CLAUDE)
+    await gateway.close()
+    headers = emulator.requests()[0].headers
+    assert (headers["authorization"], "x-api-key" in headers) == ("Bearer token-1", False)
 
 
 EPHEMERAL = {"cache_control": {"type": "ephemeral"}}

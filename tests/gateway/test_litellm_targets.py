@@ -6,6 +6,7 @@ from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.litellm_frames import Target
 from agent_server.gateway.litellm_targets import BACKENDS, target
 from agent_server.gateway.providers import PROVIDERS, ProviderSettings
+from agent_server.settings import is_credential
 
 
 def to(provider: str, model: str = "m", **environ: str) -> Target:
@@ -16,6 +17,7 @@ def to(provider: str, model: str = "m", **environ: str) -> Target:
     ("provider", "model", "environ", "name", "key"),
     [
         ("anthropic", "claude-sonnet-4-5", {"ANTHROPIC_API_KEY": "k"}, "anthropic/claude-sonnet-4-5", "k"),
+        ("anthropic", "m", {"ANTHROPIC_AUTH_TOKEN": "t"}, None, None),
         ("anthropic", "anthropic/claude-sonnet-4.5", {"ANTHROPIC_API_KEY": " k "}, "anthropic/claude-sonnet-4-5", "k"),
         ("gemini", "gemini-2.5-pro", {"GEMINI_API_KEY": "k"}, "gemini/gemini-2.5-pro", "k"),
         ("gemini", "gemini-2.5-pro", {"GOOGLE_API_KEY": "k"}, "gemini/gemini-2.5-pro", "k"),
@@ -76,6 +78,17 @@ def test_an_unknown_provider_is_told_which_there_are(provider: str) -> None:
 def test_a_provider_gets_its_own_variables_and_no_others() -> None:
     environ = {"AWS_ACCESS_KEY_ID": "i", "AWS_SECRET_ACCESS_KEY": "s", "AWS_REGION": "eu-west-1", "OPENAI_API_KEY": "o", "SECRET": "x"}
     assert set(to("bedrock", **environ).environ) == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"}
+
+
+NO_SECRETS = re.compile(
+    r"(BASE|URL|FILE|PROFILE|ARN|ID|PROJECT|LOCATION|RELATIVE_URI|FULL_URI|OCI_REGION|OCI_USER|OCI_FINGERPRINT|OCI_TENANCY"
+    r"|GOOGLE_APPLICATION_CREDENTIALS)$"
+)
+
+
+@pytest.mark.parametrize("name", sorted({name for backend in BACKENDS.values() for names in backend.needs for name in names}))
+def test_a_variable_that_is_a_key_is_masked_everywhere(name: str) -> None:
+    assert is_credential(name) is (NO_SECRETS.search(name) is None)
 
 
 def test_the_token_of_an_integration_is_nobodys_key() -> None:
