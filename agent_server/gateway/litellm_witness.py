@@ -29,8 +29,8 @@ ALIVE_PERIOD = 1.0
 ALIVE = b": \n\n"
 """A comment in a stream of events."""
 
-LAST_WORD = b'"finishReason"'
-"""What is in the last event of an answer of Google's, and in no other."""
+LAST_WORDS = (b'"finishReason"', b'"blockReason"')
+"""What is in the last event of an answer of Google's, and in no other: it answers, or refuses to."""
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -96,10 +96,10 @@ class Answered(httpx.AsyncByteStream):
     def __init__(self, witness: Witness, response: httpx.Response, path: str) -> None:
         self._witness = witness
         self._response = response
-        self._last_word = LAST_WORD if "enerateContent" in path else b""
+        self._last_words = LAST_WORDS if "enerateContent" in path else ()
         self._tail = b""
         self.is_chat = path.endswith("/chat/completions")
-        self.is_finished = not self._last_word
+        self.is_finished = not self._last_words
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         witness = self._witness
@@ -121,8 +121,8 @@ class Answered(httpx.AsyncByteStream):
     def _look(self, data: bytes) -> None:
         if not self.is_finished:
             seen = self._tail + data
-            self.is_finished = self._last_word in seen
-            self._tail = seen[-len(self._last_word) :]
+            self.is_finished = any(word in seen for word in self._last_words)
+            self._tail = seen[-max(map(len, self._last_words)) :]
 
 
 def install() -> None:

@@ -388,6 +388,7 @@ async def test_signed_calls_of_gemini_go_back_signed(emulator: OpenAIEmulator, g
         ({"raw": "data: {oops\r\n\r\n"}, Fault.STREAM_CUT),  # litellm takes it for half an event
         (gemini({"error": {"code": 503, "message": "Overloaded", "status": "UNAVAILABLE"}}), Fault.OVERLOADED),
         (gemini(parts(finishReason="STOP")), Fault.EMPTY),
+        (gemini({"promptFeedback": {"blockReason": "SAFETY"}}), Fault.BAD_REQUEST),
     ],
 )
 async def test_a_broken_stream_of_gemini_has_its_name(
