@@ -18,6 +18,12 @@ from agent_server.gateway.providers import Endpoint
 TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/")
 """Models whose own form of a message has no place for the reasoning of chat completions, but for signed thoughts."""
 
+SIGNATURE = "google-gemini-v1"
+"""The format of Google's signatures among reasoning details: https://openrouter.ai/docs/use-cases/reasoning-tokens"""
+
+BEFORE_SIGNATURE = "__thought__"
+"""What litellm puts between the id of a call and the signature of the thought that led to it."""
+
 PREFIXES = re.compile(r"^(?:litellm\.\w+: |\w+(?:Error|Exception): |\w+Exception - )+")
 """What litellm puts before a provider's words."""
 
@@ -56,6 +62,7 @@ def event(chunk: Any, *, is_real: bool, block: int) -> tuple[bytes, int]:
         details.append(_detail(thought, block))
         # Nothing else tells where one block ends: its signature is its last piece.
         block += bool(thought.get("signature") or thought.get("data"))
+    details += _signatures(delta)
     if details:
         kept["reasoning_details"] = details
     finish_reason = choice.get("finish_reason") if is_real else None
@@ -88,9 +95,17 @@ def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelErr
 
 
 def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose reasoning is as litellm takes it back: Anthropic refuses a tool call without the signed thought before it."""
-    blocks = list(_blocks(message.get("reasoning_details") or ()))
+    """A message whose reasoning is as litellm takes it back: Anthropic refuses a tool call without the signed thought before it, and
+    so does Google."""
+    details = message.get("reasoning_details") or ()
+    blocks = list(_blocks(details))
     rest = {name: value for name, value in message.items() if name not in ("reasoning_details", "reasoning_content")}
+    signatures = {detail.get("id"): detail["data"] for detail in details if detail.get("format") == SIGNATURE}
+    if None in signatures:
+        rest["provider_specific_fields"] = {"thought_signatures": [signatures[None]]}
+    for call in rest.get("tool_calls") or ():
+        if call["id"] in signatures:
+            call["provider_specific_fields"] = {"thought_signature": signatures[call["id"]]}
     return {**rest, "thinking_blocks": blocks} if blocks else rest
 
 
@@ -104,10 +119,25 @@ def _with_mark_outside(message: dict[str, Any]) -> dict[str, Any]:
 
 def _blocks(details: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for detail in details:
+        if detail.get("format") == SIGNATURE:
+            continue
         if detail.get("type") == "reasoning.encrypted":
             yield {"type": "redacted_thinking", "data": detail.get("data", "")}
         elif detail.get("signature"):
             yield {"type": "thinking", "thinking": detail.get("text") or "", "signature": detail["signature"]}
+
+
+def _signatures(delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Google's signatures of a piece: of its calls, taken out of their ids, which go to all providers, and of its text."""
+    seen = set()
+    for call in delta.get("tool_calls") or ():
+        call["id"], _, signature = (call.get("id") or "").partition(BEFORE_SIGNATURE)
+        if signature:
+            seen.add(signature)
+            yield {"type": "reasoning.encrypted", "id": call["id"], "data": signature, "format": SIGNATURE}
+    for signature in (delta.get("provider_specific_fields") or {}).get("thought_signatures") or ():
+        if signature not in seen:
+            yield {"type": "reasoning.encrypted", "data": signature, "format": SIGNATURE}
 
 
 def _detail(thought: Mapping[str, Any], block: int) -> dict[str, Any]:

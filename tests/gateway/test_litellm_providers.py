@@ -376,6 +376,32 @@ async def test_signed_calls_of_gemini_go_back_signed(emulator: OpenAIEmulator, g
     assert body["contents"][2]["parts"][0]["function_response"]["name"] == "bash"
 
 
+SIGNED = {"functionCall": {"name": "bash", "args": {}}, "thoughtSignature": "c2lnbmVk" * 500}
+
+
+async def test_a_signature_is_not_in_the_id_of_a_call_and_goes_to_no_other_model(
+    emulator: OpenAIEmulator, google: LitellmGateway, claude: LitellmGateway
+) -> None:
+    emulator.script(gemini(parts(SIGNED, {"functionCall": {"name": "bash", "args": {}}}, finishReason="STOP")), {"repeat": {}, "times": 4})
+    messages = [user("Go")]
+    _, completion = await collect(google, messages, [BASH], GEMINI)
+    calls = completion.message.tool_calls
+    assert all(len(call.id) <= 40 for call in calls)
+    messages += [completion.message, *(Message("tool", (Text("ok"),), tool_call_id=call.id) for call in calls)]
+    for gateway, options in ((google, GEMINI), (google, ModelOptions("gemini", "gemini-2.5-flash")), (claude, CLAUDE)):
+        with pytest.raises(ModelError):
+            await collect(gateway, messages, [BASH], options)
+    assert [request.body.count("c2lnbmVk" * 500) for request in emulator.requests()] == [0, 1, 0, 0]
+
+
+async def test_the_signature_of_a_text_goes_back_with_it(emulator: OpenAIEmulator, google: LitellmGateway) -> None:
+    said = gemini(parts({"text": "Hel"}), parts({"text": "lo", "thoughtSignature": "c2ln"}, finishReason="STOP"))
+    emulator.script(said, gemini(parts({"text": "Yes"}, finishReason="STOP")))
+    _, completion = await collect(google, options=GEMINI)
+    await collect(google, [user("Hello"), completion.message, user("?")], options=GEMINI)
+    assert emulator.requests()[1].json["contents"][1]["parts"] == [{"text": "Hello", "thoughtSignature": "c2ln"}]
+
+
 @pytest.mark.parametrize(
     ("turn", "fault"),
     [
