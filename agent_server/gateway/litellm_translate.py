@@ -87,11 +87,20 @@ def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelErr
         return ModelError(Fault.BAD_RESPONSE, f"{endpoint.provider} sent what litellm cannot read: {said}"[:1000])
     if not was_sent and "credentials" in said.lower():
         return ModelError(Fault.AUTHENTICATION, f"{endpoint.provider}: {said}"[:1000])
-    if not isinstance(status, int):
+    if not isinstance(status, int) or (not was_sent and _is_ours(error)):
         return ModelError(Fault.BAD_REQUEST, f"litellm cannot call {endpoint.provider}: {said}"[:1000])
     if not was_sent and status >= 500:
         return ModelError(Fault.NETWORK, f"{endpoint.provider} was not reached: {said}"[:1000])
     return stream_error(endpoint, ErrorPart(said, status))
+
+
+def _is_ours(error: BaseException | None) -> bool:
+    """Whether an exception comes from what was asked for, and not from a connection: it would come again."""
+    while error is not None and not isinstance(error, OSError):
+        if isinstance(error, (ValueError, TypeError, LookupError, AttributeError)):
+            return True
+        error = error.__cause__ or error.__context__
+    return isinstance(error, (FileNotFoundError, PermissionError))
 
 
 def _with_thoughts(message: dict[str, Any]) -> dict[str, Any]:

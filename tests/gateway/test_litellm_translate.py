@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from agent_server.gateway import Fault
@@ -21,6 +23,27 @@ class MidStream(Exception):
     def __init__(self, original: Exception) -> None:
         super().__init__("wrapped")
         self.original_exception = original
+
+
+def caused(error: Exception, *causes: Exception) -> Exception:
+    """An error as litellm raises it, and what it stands for, in a chain."""
+    for effect, cause in itertools.pairwise((error, *causes)):
+        effect.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("causes", "fault"),
+    [
+        ([AttributeError("'bool' object has no attribute 'get'")], Fault.BAD_REQUEST),
+        ([Exception("no"), ValueError("Invalid IPv6 URL")], Fault.BAD_REQUEST),
+        ([FileNotFoundError("/nowhere")], Fault.BAD_REQUEST),
+        ([ConnectionRefusedError("refused"), KeyError("pool")], Fault.NETWORK),
+        ([Exception("no")], Fault.NETWORK),
+    ],
+)
+def test_what_comes_from_the_request_itself_is_not_tried_again(causes: list[Exception], fault: Fault) -> None:
+    assert failure(ENDPOINT, caused(APIConnectionError("said"), *causes), was_sent=False).fault is fault
 
 
 @pytest.mark.parametrize(
