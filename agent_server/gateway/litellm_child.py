@@ -162,6 +162,7 @@ def _import() -> Any:
     os.environ.update(SETTINGS)
     # Imported here: it reads the settings when it is.
     import litellm
+    from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as google
 
     litellm.suppress_debug_info = True
     litellm.disable_aiohttp_transport = True  # one HTTP client for all providers: httpx, with its witness
@@ -170,12 +171,18 @@ def _import() -> Any:
     litellm.callbacks = []
     # It takes the marks for Anthropic's cache away where it believes in none; we only send them to who passes them on.
     litellm.OpenAIGPTConfig.remove_cache_control_flag_from_messages_and_tools = _unchanged  # type: ignore[assignment, method-assign]  # on purpose
+    # For Google it takes "strict" out of tools, which we never send, and every property of that name with it.
+    google.remove_strict_from_schema = _whole  # type: ignore[attr-defined]  # it is imported there from another module
     install()
     return litellm.acompletion
 
 
 def _unchanged(_: Any, model: str, messages: Any, tools: Any = None) -> Any:
     return messages, tools
+
+
+def _whole(schema: Any) -> Any:
+    return schema
 
 
 async def _serve(output: int, completion: Any) -> None:

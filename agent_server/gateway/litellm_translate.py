@@ -13,10 +13,14 @@ from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.chunks import ErrorPart
 from agent_server.gateway.faults import stream_error
 from agent_server.gateway.litellm_frames import Call
+from agent_server.gateway.litellm_schemas import OBJECT, googles, inlined
 from agent_server.gateway.providers import Endpoint
 
 TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/")
 """Models whose own form of a message has no place for the reasoning of chat completions, but for signed thoughts."""
+
+GOOGLES = ("gemini/", "vertex_ai/gemini", "vertex_ai/google/")
+"""Models of Google's, which read less of a tool's JSON Schema than others."""
 
 SIGNATURE = "google-gemini-v1"
 """The format of Google's signatures among reasoning details: https://openrouter.ai/docs/use-cases/reasoning-tokens"""
@@ -35,6 +39,8 @@ def arguments(call: Call) -> dict[str, Any]:
     messages = body.pop("messages")
     if target.model.startswith(TRANSLATED):
         messages = [_with_mark_outside(_with_thoughts(message)) for message in messages]
+    if "tools" in body:
+        body["tools"] = [_with_plain_schema(tool, target.model) for tool in body["tools"]]
     given = {"api_key": target.api_key, "api_base": target.api_base, "extra_headers": dict(target.headers)}
     return {
         **body,
@@ -147,6 +153,16 @@ def _signatures(delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for signature in (delta.get("provider_specific_fields") or {}).get("thought_signatures") or ():
         if signature not in seen:
             yield {"type": "reasoning.encrypted", "data": signature, "format": SIGNATURE}
+
+
+def _with_plain_schema(tool: dict[str, Any], model: str) -> dict[str, Any]:
+    """A tool whose schema its provider can read."""
+    function = tool["function"]
+    if model.startswith(("bedrock/", *GOOGLES)):
+        function = {**function, "parameters": inlined(function["parameters"])}
+    if model.startswith(GOOGLES):
+        function = {**function, "parameters": googles(function["parameters"] or OBJECT)}
+    return {**tool, "function": function}
 
 
 def _detail(thought: Mapping[str, Any], block: int) -> dict[str, Any]:

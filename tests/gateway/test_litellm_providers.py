@@ -13,7 +13,7 @@ from agent_server.gateway import Completion, Delta, Fault, ModelError, ModelOpti
 from agent_server.gateway.litellm import LitellmGateway
 from agent_server.gateway.litellm_processes import Processes
 from agent_server.gateway.providers import ProviderSettings
-from agent_server.messages import Image, Message, Text, ToolCall, Usage
+from agent_server.messages import Image, Message, Text, ToolCall, ToolSpec, Usage
 from tests.emulators.aimock import Aimock
 from tests.emulators.openai import OpenAIEmulator
 from tests.gateway.conftest import BASH, collect, user
@@ -400,6 +400,37 @@ async def test_the_signature_of_a_text_goes_back_with_it(emulator: OpenAIEmulato
     _, completion = await collect(google, options=GEMINI)
     await collect(google, [user("Hello"), completion.message, user("?")], options=GEMINI)
     assert emulator.requests()[1].json["contents"][1]["parts"] == [{"text": "Hello", "thoughtSignature": "c2ln"}]
+
+
+NASTY = {
+    "$schema": "http://json-schema.org/draft-07/schema#",
+    "type": "object",
+    "properties": {
+        "strict": {"type": "boolean"},
+        "any": True,
+        "kind": {"const": "a"},
+        "pair": {"type": "array", "items": [{"type": "string"}, {"type": "integer", "format": "int64"}]},
+        "maybe": {"anyOf": [{"type": "object", "additionalProperties": False, "properties": {}}, {"type": "null"}]},
+        "tree": {"$ref": "#/$defs/Tree"},
+    },
+    "required": ["strict"],
+    "additionalProperties": False,
+    "$defs": {"Tree": {"type": "object", "properties": {"left": {"$ref": "#/$defs/Tree"}}}},
+}
+
+
+async def test_the_schema_of_a_tool_is_one_that_google_takes(emulator: OpenAIEmulator, google: LitellmGateway) -> None:
+    emulator.script(gemini(parts({"text": "Hi"}, finishReason="STOP")))
+    await collect(google, tools=[ToolSpec("nasty", "", NASTY), ToolSpec("empty", "", {})], options=GEMINI)
+    nasty, empty = (each["parameters"] for each in emulator.requests()[0].json["tools"][0]["function_declarations"])
+    assert empty == {"type": "object"}
+    assert nasty["required"] == ["strict"]
+    found = nasty["properties"]
+    assert found["strict"] == {"type": "boolean"}
+    assert found["kind"] == {"type": "string", "enum": ["a"]}
+    assert found["pair"] == {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "integer"}]}}
+    assert found["tree"] == {"type": "object", "properties": {"left": {"type": "object"}}}
+    assert not any(word in json.dumps(nasty) for word in ("$", "additionalProperties", "const", "int64", "oneOf"))
 
 
 @pytest.mark.parametrize(
