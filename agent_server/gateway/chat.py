@@ -78,7 +78,7 @@ class ChatGateway:
         deadline = time.monotonic() + self._call_timeout
         async with transport.post(endpoint, body) as response:
             chunks = response.aiter_bytes()
-            if response.status_code != 200:
+            if not response.is_success:
                 error = await _read(chunks, ERROR_LIMIT)
                 raise answer_error(endpoint, response.status_code, response.headers, error)
             if _media_type(response) == "application/json":

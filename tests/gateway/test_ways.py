@@ -80,6 +80,7 @@ FAULTS: list[tuple[dict[str, Any], Fault]] = [
     ({"status": 529}, Fault.OVERLOADED),
     ({"status": 500, "headers": {"content-encoding": "gzip"}}, Fault.BAD_RESPONSE),
     ({"status": 302, "headers": {"location": "http://127.0.0.1/"}}, Fault.BAD_REQUEST),
+    ({"status": 202}, Fault.OVERLOADED),
     ({"drop": True}, Fault.NETWORK),
     ({"text": "Hello", "cut_after": 0}, Fault.STREAM_CUT),
     ({"text": "Hello", "cut_after": 2}, Fault.STREAM_CUT),
