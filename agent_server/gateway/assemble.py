@@ -9,7 +9,7 @@ import msgspec
 
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
 from agent_server.gateway.calls import OpenCalls
-from agent_server.gateway.chunks import CHUNK, CallPart, Choice, Chunk, MessagePart, UsagePart
+from agent_server.gateway.chunks import CallPart, Choice, Chunk, MessagePart, Pieces, UsagePart, decode, joined
 from agent_server.gateway.faults import stream_error
 from agent_server.gateway.providers import Endpoint
 from agent_server.gateway.sse import EventParser, EventTooLong
@@ -50,7 +50,9 @@ class Answer:
         self._taken = taken
         self._events = EventParser()
         self._text: list[str] = []
+        self._text_pieces = Pieces()
         self._reasoning: list[str] = []
+        self._reasoning_pieces = Pieces()
         self._reasoning_field = ""
         self._details: list[dict[str, Any]] = []
         self._calls = OpenCalls()
@@ -114,7 +116,7 @@ class Answer:
 
     def _decode(self, data: bytes) -> Chunk:
         try:
-            return CHUNK.decode(data)
+            return decode(data)
         except (ValueError, RecursionError) as error:
             raise self._error(Fault.BAD_RESPONSE, f"sent what is no chat completion ({error})") from error
 
@@ -133,7 +135,7 @@ class Answer:
             raise self._error(Fault.OVERLOADED, "broke its answer off with finish reason error")
         part = choice.delta or _numbered(choice.message)
         reasoning = self._add_reasoning(part, is_piece=choice.delta is not None)
-        text = part.text
+        text = self._text_pieces.add(part.text)
         self._grow(len(text) + len(reasoning))
         if text:
             self._text.append(text)
@@ -144,7 +146,7 @@ class Answer:
 
     def _add_reasoning(self, part: MessagePart, *, is_piece: bool) -> str:
         """Takes the reasoning of a piece and gives its text, which some servers say twice, under both names."""
-        text = part.reasoning_content or part.reasoning or ""
+        text = self._reasoning_pieces.add(part.reasoning_content or part.reasoning or "")
         if text:
             self._reasoning.append(text)
             self._reasoning_field = self._reasoning_field or ("reasoning_content" if part.reasoning_content else "reasoning")
@@ -159,7 +161,7 @@ class Answer:
             return None
         return {
             "text": "".join(self._reasoning),
-            **({"details": self._details} if self._details else {}),
+            **({"details": [_whole(detail) for detail in self._details]} if self._details else {}),
             "field": self._reasoning_field or "reasoning",
             "provider": self._endpoint.provider,
             "model": self._endpoint.model,
@@ -198,6 +200,10 @@ def _continues(detail: Mapping[str, Any], piece: Mapping[str, Any]) -> bool:
 
     same = detail.get("type") == piece.get("type") and detail.get("index") == piece.get("index")
     return same and agree("id") and agree("data") and agree("signature")
+
+
+def _whole(detail: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: joined(value) if isinstance(value, str) else value for name, value in detail.items()}
 
 
 def _numbered(message: MessagePart | None) -> MessagePart:

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from agent_server.gateway.chunks import CallPart, FunctionPart
+from agent_server.gateway.chunks import CallPart, FunctionPart, joined
 from agent_server.messages import Message, ToolCall
 
 
@@ -43,12 +43,12 @@ class OpenCall(msgspec.Struct):
 
     @property
     def arguments(self) -> str:
-        return "".join(self.pieces).strip() or "{}"
+        return joined("".join(self.pieces)).strip() or "{}"
 
     @property
     def is_whole(self) -> bool:
         """Whether arguments have come and are complete."""
-        return bool(self.pieces) and _is_object("".join(self.pieces))
+        return bool(self.pieces) and _is_object(joined("".join(self.pieces)))
 
 
 class OpenCalls:

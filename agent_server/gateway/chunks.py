@@ -3,6 +3,7 @@
 Everything is optional, because every field is missing or null somewhere.
 """
 
+import json
 from typing import Any
 
 import msgspec
@@ -84,5 +85,42 @@ class ErrorBody(msgspec.Struct):
     detail: Any = None
 
 
-CHUNK = msgspec.json.Decoder(Chunk)
+CHUNK = msgspec.json.Decoder(Chunk, strict=False)  # some servers write numbers as strings
 ERROR_BODY = msgspec.json.Decoder(ErrorBody)
+
+
+def decode(data: bytes) -> Chunk:
+    """Reads an event or a whole answer. Its texts may begin and end with half a character: see `Pieces`.
+
+    Errors: ValueError, RecursionError.
+    """
+    try:
+        return CHUNK.decode(data)
+    except ValueError:
+        # JavaScript cuts texts by UTF-16: a piece ends in "\\ud83d", which msgspec takes for no JSON, and the next begins with "\\ude00".
+        if b"\\u" not in data:
+            raise
+        return msgspec.convert(json.loads(data), Chunk, strict=False)
+
+
+def joined(text: str) -> str:
+    """A text whose halves of characters are put together; those that stay alone are replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+class Pieces:
+    """A text that comes in pieces: half a character at the end of one waits for the next."""
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def add(self, piece: str) -> str:
+        """Gives what is whole."""
+        text = self._half + piece
+        whole = text[:-1] if "\ud800" <= text[-1:] <= "\udbff" else text
+        self._half = text[len(whole) :]
+        return joined(whole)

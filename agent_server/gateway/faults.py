@@ -11,7 +11,7 @@ from http import HTTPStatus
 import msgspec
 
 from agent_server.gateway import Fault, ModelError
-from agent_server.gateway.chunks import ERROR_BODY, ErrorPart
+from agent_server.gateway.chunks import ERROR_BODY, ErrorPart, joined
 from agent_server.gateway.providers import Endpoint
 
 MESSAGE_LIMIT = 1000
@@ -83,7 +83,7 @@ def _error(endpoint: Endpoint, status: int, part: ErrorPart, wait: float | None)
     said = _message(part)
     fault = _classify(status, part, said)
     hint = " (out of credit)" if status == 402 else ""
-    text = " ".join(f"{endpoint.provider} {status}{hint}: {said or _phrase(status)}".split())
+    text = " ".join(joined(f"{endpoint.provider} {status}{hint}: {said or _phrase(status)}").split())
     if endpoint.api_key:
         # Some servers quote the key they refuse.
         text = text.replace(endpoint.api_key, "[key]")

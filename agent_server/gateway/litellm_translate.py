@@ -3,6 +3,7 @@
 litellm is typed `Any` here: its own types are looser than what is read of them.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import msgspec
 
 from agent_server.gateway import Fault, ModelError
-from agent_server.gateway.chunks import ErrorPart
+from agent_server.gateway.chunks import ErrorPart, joined
 from agent_server.gateway.faults import stream_error
 from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.litellm_schemas import OBJECT, googles, inlined
@@ -87,7 +88,7 @@ def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelErr
     while (inner := getattr(error, "original_exception", None)) is not None:
         error = inner
     # What follows is litellm's own: the chunk that it could not read, and where in its code.
-    said = " ".join(PREFIXES.sub("", str(error)).partition("Traceback (")[0].split()) or type(error).__name__
+    said = " ".join(PREFIXES.sub("", joined(str(error))).partition("Traceback (")[0].split()) or type(error).__name__
     status = getattr(error, "status_code", None)
     if was_sent and (type(error).__name__ == "APIConnectionError" or not isinstance(status, int)):
         return ModelError(Fault.BAD_RESPONSE, f"{endpoint.provider} sent what litellm cannot read: {said}"[:1000])
@@ -173,4 +174,5 @@ def _detail(thought: Mapping[str, Any], block: int) -> dict[str, Any]:
 
 
 def _data(value: Any) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+    # Not msgspec's, which writes no halves of characters.
+    return f"data: {json.dumps(value)}\n\n".encode()

@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,47 @@ def test_recorded_streams_are_understood(name: str, text: str, calls: list[ToolC
     assert completion.message.text == text == "".join(delta.text for delta in deltas if isinstance(delta, TextDelta))
     assert list(completion.message.tool_calls) == calls
     assert (completion.usage, completion.finish_reason) == (usage, finish_reason)
+
+
+def said(**delta: Any) -> bytes:
+    """An event as a server in JavaScript writes it: what is no ASCII in escapes, also half a character."""
+    return f"data: {json.dumps({'choices': [{'delta': delta}]})}\n\n".encode()
+
+
+STOP = b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+
+
+def test_a_character_that_is_cut_in_two_comes_whole() -> None:
+    argument = [
+        said(tool_calls=[{"index": 0, "id": "a", "function": {"name": "bash", "arguments": text}}]) for text in ('{"a":"\ud83d', '\ude00"}')
+    ]
+    thought = {"type": "reasoning.text", "index": 0}
+    details = [said(reasoning_details=[{**thought, "text": text}]) for text in ("\ud83d", "\ude00")]
+    texts = [said(content="Hi \ud83d"), said(content="\ude00!"), said(reasoning="\ud83d"), said(reasoning="\ude00")]
+    deltas, completion = read(*texts, *argument, *details, STOP)
+    assert deltas == [TextDelta("Hi "), TextDelta("😀!"), ReasoningDelta("😀")]
+    assert completion.message.text == "Hi 😀!"
+    assert completion.message.tool_calls == (ToolCall("a", "bash", '{"a":"😀"}'),)
+    assert completion.message.reasoning is not None
+    assert completion.message.reasoning["details"] == [{**thought, "text": "😀"}]
+
+
+def test_half_a_character_that_stays_alone_is_replaced() -> None:
+    _, completion = read(said(content="a\ud83d"), said(content="b\ude00"), STOP)
+    assert completion.message.text == "a\ufffdb\ufffd"
+
+
+def test_an_error_with_half_a_character_can_be_told() -> None:
+    with pytest.raises(ModelError, match="Broken \ufffd"):
+        read(rb'data: {"error":"Broken \ud83d"}' + b"\n\n")
+
+
+def test_numbers_may_be_strings() -> None:
+    usage = b'data: {"choices":[],"usage":{"prompt_tokens":"9","completion_tokens":4.0,"cost":"0.5"}}\n\n'
+    call = said(tool_calls=[{"index": "0", "id": "a", "function": {"name": "null", "arguments": "null"}}])
+    _, completion = read(call, STOP, usage)
+    assert completion.message.tool_calls == (ToolCall("a", "null", "null"),)
+    assert completion.usage == Usage(9, 4, 0, 0, 0.5)
 
 
 def test_every_recorded_stream_is_expected() -> None:

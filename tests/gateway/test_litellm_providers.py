@@ -25,6 +25,7 @@ LIST = {"name": "bash", "arguments": {"command": "ls"}}
 
 FIXTURES: list[dict[str, Any]] = [
     {"match": {"userMessage": "hello"}, "response": {"content": "Hello there, friend: Grüße ☕.", "usage": USAGE}, "chunkSize": 4},
+    {"match": {"userMessage": "picture"}, "response": {"content": "😀 👩‍👩‍👧 𝔘", "reasoning": "😀😀"}, "chunkSize": 1},
     {"match": {"userMessage": "think"}, "response": {"content": "Done.", "reasoning": "Let me see."}},
     {"match": {"userMessage": "list", "turnIndex": 0}, "response": {"toolCalls": [LIST, {"name": "bash", "arguments": {}}]}},
     {"match": {"turnIndex": 1}, "response": {"content": "All listed."}},
@@ -96,6 +97,15 @@ async def test_text_and_usage_come_from_every_format(others: LitellmGateway, aim
     if provider != "ollama":  # its usage cannot be set there
         assert (completion.usage.prompt, completion.usage.completion) == (11, 7)
         assert completion.usage.cost is not None
+
+
+@pytest.mark.parametrize("provider", MODELS)
+async def test_characters_that_a_provider_cuts_come_whole(
+    others: LitellmGateway, aimock: Aimock, processes: Processes, provider: str
+) -> None:
+    deltas, completion = await ask(others, aimock, processes, provider, [user("picture")])
+    assert "".join(delta.text for delta in deltas if isinstance(delta, TextDelta)) == "😀 👩‍👩‍👧 𝔘" == completion.message.text
+    assert "".join(delta.text for delta in deltas if isinstance(delta, ReasoningDelta)) == ("" if provider == "ollama" else "😀😀")
 
 
 @pytest.mark.parametrize("provider", MODELS)
