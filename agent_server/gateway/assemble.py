@@ -23,6 +23,9 @@ CALL_SIZE = 100
 
 DONE = b"[DONE]"
 
+BEFORE = b"\xef\xbb\xbf \t\r\n"
+"""What may come before an answer, and means nothing: a byte order mark, and blanks that keep a connection open."""
+
 
 async def told(
     pieces: AsyncGenerator[Delta, None], answer: "Answer", priced: Callable[[Completion], Awaitable[Completion]]
@@ -49,6 +52,8 @@ class Answer:
         self._endpoint = endpoint
         self._taken = taken
         self._events = EventParser()
+        self._has_begun = False
+        self._whole: bytearray | None = None
         self._text: list[str] = []
         self._text_pieces = Pieces()
         self._reasoning: list[str] = []
@@ -67,7 +72,26 @@ class Answer:
         return self.is_done or bool(self._finish_reason)
 
     def feed(self, chunk: bytes) -> list[Delta]:
-        """Takes the next bytes of a stream. Errors: ModelError."""
+        """Takes the next bytes: of a stream, or of one JSON object, as some servers and proxies send it. Errors: ModelError."""
+        if not self._has_begun:
+            chunk = chunk.lstrip(BEFORE)
+            self._begin(chunk)
+        if self._whole is None:
+            return self._feed_events(chunk)
+        self._grow(len(chunk))
+        self._whole += chunk
+        return []
+
+    def _begin(self, chunk: bytes) -> None:
+        """Looks at the first bytes, and not at the content type: not every server says what it sends."""
+        self._has_begun = bool(chunk)
+        if chunk.startswith(b"<"):
+            where = self._endpoint
+            raise ModelError(Fault.BAD_RESPONSE, f"{where.provider} answered with a web page: is the URL of {where.host} the right one?")
+        if chunk.startswith(b"{"):
+            self._whole = bytearray()
+
+    def _feed_events(self, chunk: bytes) -> list[Delta]:
         deltas: list[Delta] = []
         try:
             for data in self._events.feed(chunk):
@@ -76,25 +100,27 @@ class Answer:
             raise self._error(Fault.BAD_RESPONSE, f"sent {error}") from error
         return deltas
 
-    def feed_whole(self, content: bytes) -> list[Delta]:
-        """Takes an answer that is not streamed, as some servers and proxies send it. Errors: ModelError."""
+    def end(self) -> tuple[list[Delta], Completion]:
+        """Gives what has not been given yet, and the message. Errors: ModelError, such as STREAM_CUT or EMPTY."""
+        deltas = self._last_event() if self._whole is None else self._add_whole(bytes(self._whole))
+        if not self.is_finished:
+            raise self._error(Fault.STREAM_CUT, "ended its answer before it was complete")
+        return deltas, self._completion()
+
+    def _add_whole(self, content: bytes) -> list[Delta]:
+        self._size = 0
         deltas = self._add(self._decode(content))
         self.is_done = True
         return deltas
 
-    def end(self) -> tuple[list[Delta], Completion]:
-        """Gives what an unfinished last event held, and the message. Errors: ModelError, such as STREAM_CUT or EMPTY."""
+    def _last_event(self) -> list[Delta]:
         rest = self._events.rest()
         try:
-            deltas = self._take(rest)
+            return self._take(rest)
         except ModelError as error:
             if error.fault is not Fault.BAD_RESPONSE:
                 raise
-            # Half an event is how a stream looks that was cut.
-            deltas = []
-        if not self.is_finished:
-            raise self._error(Fault.STREAM_CUT, "ended its answer before it was complete")
-        return deltas, self._completion()
+            return []  # half an event is how a stream looks that was cut
 
     def _completion(self) -> Completion:
         text, calls = "".join(self._text), tuple(self._calls.finish(self._taken))

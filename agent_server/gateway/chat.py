@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from agent_server.gateway import Delta, Fault, ModelError, ModelOptions
-from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer, told
+from agent_server.gateway.assemble import Answer, told
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
 from agent_server.gateway.faults import answer_error
@@ -19,8 +19,6 @@ from agent_server.gateway.providers import Endpoint, ProviderSettings, resolve
 from agent_server.messages import Message, ToolSpec
 
 if TYPE_CHECKING:
-    import httpx
-
     from agent_server.gateway.transport import Transport
 
 IDLE_TIME = 120.0
@@ -79,16 +77,7 @@ class ChatGateway:
         async with transport.post(endpoint, body) as response:
             chunks = response.aiter_bytes()
             if not response.is_success:
-                error = await _read(chunks, ERROR_LIMIT)
-                raise answer_error(endpoint, response.status_code, response.headers, error)
-            if _media_type(response) == "application/json":
-                for delta in answer.feed_whole(await _read(chunks, MESSAGE_LIMIT)):
-                    yield delta
-                return
-            if _media_type(response) == "text/html":
-                raise ModelError(
-                    Fault.BAD_RESPONSE, f"{endpoint.provider} answered with a web page: is the URL of {endpoint.host} the right one?"
-                )
+                raise answer_error(endpoint, response.status_code, response.headers, await _read(chunks))
             async for chunk in chunks:
                 for delta in answer.feed(chunk):
                     yield delta
@@ -112,13 +101,13 @@ def _make_transport(idle_timeout: float) -> "Transport":
     return open_transport(idle_timeout)
 
 
-async def _read(chunks: AsyncIterator[bytes], limit: int) -> bytes:
+async def _read(chunks: AsyncIterator[bytes]) -> bytes:
     content = bytearray()
     async for chunk in chunks:
         content += chunk
-        if len(content) >= limit:
+        if len(content) >= ERROR_LIMIT:
             break
-    return bytes(content[:limit])
+    return bytes(content[:ERROR_LIMIT])
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:
@@ -126,7 +115,3 @@ async def _drain(chunks: AsyncIterator[bytes]) -> None:
         async with asyncio.timeout(DRAIN_TIME):
             async for _ in chunks:
                 pass
-
-
-def _media_type(response: "httpx.Response") -> str:
-    return str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()

@@ -10,11 +10,11 @@ from contextlib import aclosing
 import msgspec
 
 from agent_server.gateway import Delta, ModelOptions
-from agent_server.gateway.assemble import MESSAGE_LIMIT, Answer, told
+from agent_server.gateway.assemble import Answer, told
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
 from agent_server.gateway.chat import CALL_TIME, IDLE_TIME
-from agent_server.gateway.litellm_frames import Began, Call, Target
+from agent_server.gateway.litellm_frames import Call, Target
 from agent_server.gateway.litellm_processes import Processes
 from agent_server.gateway.litellm_targets import target
 from agent_server.gateway.prices import PriceTable
@@ -60,18 +60,9 @@ class LitellmGateway:
 
     async def _follow(self, to: Target, body: bytes, answer: Answer) -> AsyncGenerator[Delta, None]:
         call = Call(0, to, msgspec.Raw(body), self._idle_timeout, CONNECT_TIME)
-        whole: bytearray | None = None
         async with self._processes.use() as process, aclosing(process.call(call, self._call_timeout)) as pieces:
             async for piece in pieces:
-                if isinstance(piece, Began):
-                    whole = bytearray() if piece.is_whole else None
-                elif whole is None:
-                    for delta in answer.feed(piece.data):
-                        yield delta
-                    if answer.is_done:
-                        return
-                elif len(whole) < MESSAGE_LIMIT:
-                    whole += piece.data
-        if whole is not None:
-            for delta in answer.feed_whole(bytes(whole)):
-                yield delta
+                for delta in answer.feed(piece):
+                    yield delta
+                if answer.is_done:
+                    return

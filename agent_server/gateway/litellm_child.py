@@ -104,7 +104,7 @@ class Calls:
                 await self._windows[call.id].acquire()
                 self.say(Bytes(call.id, data[start : start + PIECE]))
 
-        witness = Witness(call, lambda is_whole: self.say(Began(call.id, is_whole)), send)
+        witness = Witness(call, lambda: self.say(Began(call.id)), send)
         WITNESS.set(witness)
         stream: Any = None
         try:

@@ -1,7 +1,7 @@
 """What the server and litellm's process say to each other: one JSON object a line, over its standard input and output.
 
 A call is answered by `Began` and `Bytes`, and ended by one `End` or `Failed`. The bytes are those of an answer as chat completions give
-it: a stream of events, or one JSON object, as `Began` says.
+it: a stream of events, or one JSON object.
 """
 
 from collections.abc import Mapping
@@ -66,10 +66,9 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
 
 
 class Began(msgspec.Struct, frozen=True, tag=True):
-    """The provider has answered; `is_whole` when one JSON object comes instead of a stream."""
+    """The provider has answered: its first bytes may be as long in coming as the answer was."""
 
     id: int
-    is_whole: bool
 
 
 class Bytes(msgspec.Struct, frozen=True, tag=True):

@@ -51,8 +51,7 @@ LINES_LIMIT = 200
 LONGEST_LINE = 4_000
 """Characters of such a line. A longer one is left out whole: cut, it might end in half a secret that is not masked."""
 
-Answer: TypeAlias = Began | Bytes
-Frame: TypeAlias = Answer | End | Failed
+Frame: TypeAlias = Began | Bytes | End | Failed
 
 
 class LitellmProcess:
@@ -88,8 +87,8 @@ class LitellmProcess:
                 await self._ready.wait()
         return self._ready.is_set() and self.is_alive
 
-    async def call(self, call: Call, seconds: float) -> AsyncGenerator[Answer, None]:
-        """Makes a call and gives what its answer consists of; `seconds` bounds the whole. Errors: ModelError. Closing it ends the call."""
+    async def call(self, call: Call, seconds: float) -> AsyncGenerator[bytes, None]:
+        """Makes a call and gives the bytes of its answer; `seconds` bounds the whole. Errors: ModelError. Closing it ends the call."""
         if not self.is_alive:  # since it was given out; nobody would tell this call any more
             raise ModelError(Fault.NETWORK, "litellm's process ended before the call.")
         self._last_id += 1
@@ -105,10 +104,10 @@ class LitellmProcess:
                         return
                     case Failed() as failed:
                         raise _error(failed)
-                    case Began() as began:
-                        yield began
+                    case Began():
+                        pass
                     case Bytes() as piece:
-                        yield piece
+                        yield piece.data
                         taken += 1
                         if taken % (WINDOW // 2) == 0:
                             self._post(More(call.id, WINDOW // 2))

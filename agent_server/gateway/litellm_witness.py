@@ -40,9 +40,9 @@ class Refused(httpx.RequestError):
 
 
 class Witness:
-    """What is seen of one call. `send` takes the bytes of its answer; `began` is called before, with whether it is one whole object."""
+    """What is seen of one call. `send` takes the bytes of its answer; `began` is called before."""
 
-    def __init__(self, call: Call, began: Callable[[bool], None], send: Send) -> None:
+    def __init__(self, call: Call, began: Callable[[], None], send: Send) -> None:
         self.endpoint = Endpoint(call.target.api_base or "", call.target.api_key, {}, call.target.provider_model, call.target.provider)
         self.is_keyless = call.target.is_keyless
         self.idle = call.idle
@@ -180,12 +180,11 @@ async def _refuse(witness: Witness, request: httpx.Request, response: httpx.Resp
 
 def _passed_on(witness: Witness, request: httpx.Request, response: httpx.Response) -> httpx.Response:
     media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type == "text/html":
+    answer = Answered(witness, response, request.url.path)
+    if media_type == "text/html" and not answer.is_chat:
         witness.fail(Fault.BAD_RESPONSE, f"answered with a web page: is the URL of {request.url.host} the right one?")
         raise Refused("a web page", request=request)
-    answer = Answered(witness, response, request.url.path)
     witness.answer = answer
-    if answer.is_chat:
-        witness.began(media_type == "application/json")
+    witness.began()
     headers = [(name, value) for name, value in response.headers.multi_items() if name not in ("content-encoding", "content-length")]
     return httpx.Response(response.status_code, headers=headers, stream=answer, extensions=response.extensions)

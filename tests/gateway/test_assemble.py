@@ -266,7 +266,7 @@ def test_a_message_is_bounded() -> None:
 def test_a_whole_answer_keeps_its_details_apart() -> None:
     answer = Answer(ENDPOINT, frozenset())
     details = '[{"type":"reasoning.text","text":"a"},{"type":"reasoning.text","text":"b"}]'
-    answer.feed_whole(('{"choices":[{"message":{"content":"Hi","reasoning_details":' + details + "}}]}").encode())
+    answer.feed(('{"choices":[{"message":{"content":"Hi","reasoning_details":' + details + "}}]}").encode())
     reasoning = answer.end()[1].message.reasoning
     assert reasoning is not None
     assert [detail["text"] for detail in reasoning["details"]] == ["a", "b"]

@@ -71,6 +71,21 @@ async def test_a_whole_answer_gives_the_same_deltas(emulator: OpenAIEmulator, ga
     assert completion.message.text == "Hello"
 
 
+@pytest.mark.parametrize("content_type", ["text/event-stream", "text/html; charset=utf-8", "application/json", "text/plain"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        '\n \n{"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}',
+        '\ufeffdata: {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n',
+    ],
+    ids=["whole", "stream"],
+)
+async def test_an_answer_is_read_whatever_its_content_type(emulator: OpenAIEmulator, gateway: Gateway, raw: str, content_type: str) -> None:
+    emulator.script({"raw": raw, "content_type": content_type})
+    deltas, completion = await collect(gateway)
+    assert (deltas, completion.finish_reason) == ([TextDelta("Hello")], "stop")
+
+
 FAULTS: list[tuple[dict[str, Any], Fault]] = [
     ({"status": 400}, Fault.BAD_REQUEST),
     ({"status": 400, "error": {"message": "This model's maximum context length is 8192 tokens."}}, Fault.CONTEXT_OVERFLOW),
