@@ -162,7 +162,7 @@ def _import() -> Any:
     os.environ.update(SETTINGS)
     # Imported here: it reads the settings when it is.
     import litellm
-    from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as google
+    from litellm.llms.vertex_ai.gemini import vertex_and_google_ai_studio_gemini as google  # it is a part of it
 
     litellm.suppress_debug_info = True
     litellm.disable_aiohttp_transport = True  # one HTTP client for all providers: httpx, with its witness
