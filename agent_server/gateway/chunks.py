@@ -42,6 +42,7 @@ class ErrorPart(msgspec.Struct):
     code: str | int | None = None
     type: str | None = None
     metadata: dict[str, Any] | None = None
+    details: Any = None
 
 
 class Choice(msgspec.Struct):

@@ -48,8 +48,9 @@ def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], bo
         decoded = ERROR_BODY.decode(body)
     except (ValueError, RecursionError):
         return _error(endpoint, status, ErrorPart(message=body.decode(errors="replace")), retry_after(headers))
-    part = decoded.error or ErrorPart(message=decoded.message or decoded.detail)
-    return _error(endpoint, status, _structured(part), retry_after(headers))
+    part = _structured(decoded.error or ErrorPart(message=decoded.message or decoded.detail))
+    wait = retry_after(headers)
+    return _error(endpoint, status, part, _retry_delay(part) if wait is None else wait)
 
 
 def stream_error(endpoint: Endpoint, error: ErrorPart | str) -> ModelError:
@@ -77,6 +78,13 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     except ValueError:
         return None
     return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+def _retry_delay(part: ErrorPart) -> float | None:
+    """Seconds to wait as Google says them. Source: https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto"""
+    details = part.details if isinstance(part.details, list) else []
+    delay = next((detail["retryDelay"] for detail in details if isinstance(detail, dict) and "retryDelay" in detail), None)
+    return retry_after({"retry-after": delay.removesuffix("s")}) if isinstance(delay, str) else None
 
 
 def _error(endpoint: Endpoint, status: int, part: ErrorPart, wait: float | None) -> ModelError:

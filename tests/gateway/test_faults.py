@@ -88,6 +88,23 @@ def test_what_an_error_says_counts_beside_its_status(status: int, error: dict[st
 
 
 @pytest.mark.parametrize(
+    ("details", "headers", "seconds"),
+    [
+        ([{"@type": "type.googleapis.com/google.rpc.QuotaFailure"}, {"retryDelay": "34.5s"}], {}, 34.5),
+        ([{"retryDelay": "34s"}], {"retry-after": "0"}, 0),
+        ([{"retryDelay": "soon"}], {}, None),
+        ([{"retryDelay": 34}], {}, None),
+        (["34s"], {}, None),
+        ({"retryDelay": "34s"}, {}, None),
+        (None, {}, None),
+    ],
+)
+def test_google_says_in_the_body_how_long_to_wait(details: Any, headers: dict[str, str], seconds: float | None) -> None:
+    body = json.dumps({"error": {"code": 429, "message": "Quota", "details": details}}).encode()
+    assert answer_error(ENDPOINT, 429, headers, body).retry_after == seconds
+
+
+@pytest.mark.parametrize(
     ("error", "fault"),
     [
         (ErrorPart("Slow", 429), Fault.RATE_LIMIT),
