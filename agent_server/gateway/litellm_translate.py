@@ -14,7 +14,7 @@ from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.chunks import ErrorPart, joined
 from agent_server.gateway.faults import stream_error
 from agent_server.gateway.litellm_frames import Call
-from agent_server.gateway.litellm_schemas import OBJECT, googles, inlined
+from agent_server.gateway.litellm_schemas import googles, inlined
 from agent_server.gateway.providers import Endpoint
 
 TRANSLATED = ("anthropic/", "bedrock/", "vertex_ai/", "azure_ai/", "databricks/", "gemini/", "ollama_chat/")
@@ -162,7 +162,7 @@ def _with_plain_schema(tool: dict[str, Any], model: str) -> dict[str, Any]:
     if model.startswith(("bedrock/", *GOOGLES)):
         function = {**function, "parameters": inlined(function["parameters"])}
     if model.startswith(GOOGLES):
-        function = {**function, "parameters": googles(function["parameters"] or OBJECT)}
+        function = {**function, "parameters": googles(function["parameters"])}
     return {**tool, "function": function}
 
 

@@ -82,6 +82,18 @@ def test_tools_are_functions() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("schema", "sent"),
+    [
+        ({}, {"type": "object", "properties": {}}),
+        ({"type": "object"}, {"type": "object", "properties": {}}),
+        ({"required": ["a"], "properties": {"a": {}}}, {"required": ["a"], "properties": {"a": {}}, "type": "object"}),
+    ],
+)
+def test_the_schema_of_a_tool_is_one_of_an_object(schema: dict[str, Any], sent: dict[str, Any]) -> None:
+    assert encode(user("Hi"), tools=(ToolSpec("t", "", schema),))["tools"][0]["function"]["parameters"] == sent
+
+
 def test_images_are_data_urls() -> None:
     assert encode(Message("user", (Text("What is it?"), PICTURE)))["messages"][0]["content"] == [
         {"type": "text", "text": "What is it?"},
