@@ -9,13 +9,16 @@ import signal
 import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
+from agent_server.events import Event
+from agent_server.streams import TURN, stream
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_completed
 from tests.scripts import LINE, STALLED, bash, plan
@@ -270,3 +273,33 @@ def test_tasks_are_the_same_when_the_indexes_are_built_from_what_retention_left(
     db.close()
     small.start()
     assert small.get("/tasks").json() == before
+
+
+async def test_streams_that_catch_up_leave_others_their_turn() -> None:
+    told = [Event(seq, 0, "process.output", {"processId": "proc_1", "chunk": "x", "stream": "stdout"}) for seq in range(1, 201)]
+    sent, turns = 0, [0]
+
+    async def take_turns() -> None:
+        while True:
+            turns.append(sent)
+            await asyncio.sleep(0)
+
+    async def ready() -> AsyncIterator[Event]:
+        for event in told:
+            yield event
+
+    async def send(message: Message) -> None:  # as into a socket with room in its buffer
+        nonlocal sent
+        sent += bool(message.get("body"))
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        return {}
+
+    other = asyncio.create_task(take_turns())
+    async with asyncio.TaskGroup() as group:
+        for _ in range(10):
+            group.create_task(stream(ready())({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
+    other.cancel()
+    assert sent == 10 * (len(told) + 1)
+    assert max(after - before for before, after in itertools.pairwise(turns)) <= 10 * (TURN + 1)
