@@ -29,6 +29,10 @@ OVERFLOW = re.compile(
 STATUS_OF_CODE = {
     "invalid_api_key": 401,
     "authentication_error": 401,
+    "permission_error": 403,
+    "billing_error": 402,
+    "not_found_error": 404,
+    "request_too_large": 413,
     "insufficient_quota": 429,
     "rate_limit_exceeded": 429,
     "rate_limit_error": 429,
@@ -36,7 +40,7 @@ STATUS_OF_CODE = {
     "context_length_exceeded": 400,
     "content_filter": 400,
 }
-"""Errors inside a stream have no HTTP status of their own, only a code, and OpenAI's are words."""
+"""Errors inside a stream have no HTTP status of their own, only a code, and those of OpenAI and Anthropic are words."""
 
 BUSY = frozenset({408, 409, 424, 425})
 """Statuses that ask for another try; 424 is how Bedrock says that a model failed while it answered."""

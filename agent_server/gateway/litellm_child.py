@@ -15,6 +15,7 @@ from typing import Any
 
 from agent_server.commands.proctree import protect_self
 from agent_server.gateway import ModelError
+from agent_server.gateway.faults import stream_error
 from agent_server.gateway.litellm_frames import (
     CALL_LIMIT,
     PIECE,
@@ -113,6 +114,8 @@ class Calls:
         except Exception as error:  # litellm and what it stands on raise anything; here it becomes the contract's one error
             if witness.error is not None:
                 raise witness.error from error
+            if witness.answer is not None and (said := witness.answer.said) is not None:
+                raise stream_error(witness.endpoint, said) from error
             raise failure(witness.endpoint, error, was_sent=witness.answer is not None) from error
         finally:
             await _close(stream, witness)

@@ -29,8 +29,11 @@ SIGNATURE = "google-gemini-v1"
 BEFORE_SIGNATURE = "__thought__"
 """What litellm puts between the id of a call and the signature of the thought that led to it."""
 
-PREFIXES = re.compile(r"^(?:litellm\.\w+: |\w+(?:Error|Exception): |\w+Exception - )+")
+PREFIXES = re.compile(r"^(?:litellm\.\w+: |\w+(?:Error|Exception): |\w+(?:Error|Exception) - )+")
 """What litellm puts before a provider's words."""
+
+AFTER = re.compile(r" Handle with `litellm\.|Traceback \(")
+"""How begins what it puts after them: advice, the chunk that it could not read, and where in its code."""
 
 
 def arguments(call: Call) -> dict[str, Any]:
@@ -87,8 +90,7 @@ def failure(endpoint: Endpoint, error: Exception, *, was_sent: bool) -> ModelErr
     """What an exception of litellm's means of which nothing was seen on the wire: in an answer that it could not read, or before any."""
     while (inner := getattr(error, "original_exception", None)) is not None:
         error = inner
-    # What follows is litellm's own: the chunk that it could not read, and where in its code.
-    said = " ".join(PREFIXES.sub("", joined(str(error))).partition("Traceback (")[0].split()) or type(error).__name__
+    said = " ".join(AFTER.split(PREFIXES.sub("", joined(str(error))))[0].split()) or type(error).__name__
     status = getattr(error, "status_code", None)
     if was_sent and (type(error).__name__ == "APIConnectionError" or not isinstance(status, int)):
         return ModelError(Fault.BAD_RESPONSE, f"{endpoint.provider} sent what litellm cannot read: {said}"[:1000])

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 import httpx
 
 from agent_server.gateway import Fault, ModelError
+from agent_server.gateway.chunks import ERROR_BODY, ErrorPart
 from agent_server.gateway.faults import answer_error
 from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.providers import Endpoint
@@ -25,6 +26,9 @@ ERROR_LIMIT = 64 * 2**10
 
 ALIVE_PERIOD = 1.0
 """Seconds between two signs of life, while bytes come of which litellm makes nothing."""
+
+TAIL = 4 * 2**10
+"""Bytes at the end of what has come that are kept: an error that comes as the last event is shorter."""
 
 ALIVE = b": \n\n"
 """A comment in a stream of events."""
@@ -101,6 +105,15 @@ class Answered(httpx.AsyncByteStream):
         self.is_chat = path.endswith("/chat/completions")
         self.is_finished = not self._last_words
 
+    @property
+    def said(self) -> ErrorPart | str | None:
+        """The error that came as the last event, if one did."""
+        last = self._tail.strip().rpartition(b"\n")[2].removeprefix(b"data:")
+        try:
+            return ERROR_BODY.decode(last).error
+        except (ValueError, RecursionError):
+            return None
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         witness = self._witness
         with witness.reading():
@@ -119,10 +132,9 @@ class Answered(httpx.AsyncByteStream):
         await self._response.aclose()
 
     def _look(self, data: bytes) -> None:
-        if not self.is_finished:
-            seen = self._tail + data
-            self.is_finished = any(word in seen for word in self._last_words)
-            self._tail = seen[-max(map(len, self._last_words)) :]
+        seen = self._tail + data
+        self.is_finished = self.is_finished or any(word in seen for word in self._last_words)
+        self._tail = seen[-TAIL:]
 
 
 def install() -> None:

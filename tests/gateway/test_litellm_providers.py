@@ -348,6 +348,29 @@ async def test_a_long_error_is_cut_and_never_shows_the_key(emulator: OpenAIEmula
     assert len(caught.value.message) <= 1000
 
 
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("rate_limit_error", Fault.RATE_LIMIT),
+        ("authentication_error", Fault.AUTHENTICATION),
+        ("permission_error", Fault.AUTHENTICATION),
+        ("billing_error", Fault.AUTHENTICATION),
+        ("request_too_large", Fault.CONTEXT_OVERFLOW),
+        ("not_found_error", Fault.BAD_REQUEST),
+        ("api_error", Fault.OVERLOADED),
+        ("timeout_error", Fault.OVERLOADED),
+    ],
+)
+@pytest.mark.parametrize("before", [[], [begin(), *said("Hel")]], ids=["at once", "later"])
+async def test_an_error_in_a_stream_is_told_as_the_provider_says_it(
+    emulator: OpenAIEmulator, claude: LitellmGateway, kind: str, fault: Fault, before: list[dict[str, Any]]
+) -> None:
+    emulator.script(anthropic(*before, {"type": "error", "error": {"type": kind, "message": "It says why."}}))
+    with pytest.raises(ModelError, match=r"^anthropic \d+( \(out of credit\))?: It says why\.$") as caught:
+        await collect(claude, options=CLAUDE)
+    assert caught.value.fault is fault
+
+
 def gemini(*chunks: dict[str, Any]) -> dict[str, Any]:
     """A turn of the emulator's with these chunks of Google's."""
     return {"raw": "".join(f"data: {json.dumps(chunk)}\r\n\r\n" for chunk in chunks)}

@@ -58,6 +58,7 @@ def test_what_comes_from_the_request_itself_is_not_tried_again(causes: list[Exce
         (ValueError("oops\nTraceback (most recent call last):\n  File"), True, Fault.BAD_RESPONSE, "cannot read: oops"),
         (APIConnectionError("Name or service not known"), False, Fault.NETWORK, "anthropic was not reached: Name or service not known"),
         (APIConnectionError("Unable to locate credentials"), False, Fault.AUTHENTICATION, "anthropic: Unable to locate credentials"),
+        (APIError("AnthropicError - Slow. Handle with `litellm.RateLimitError`.", 429), True, Fault.RATE_LIMIT, "anthropic 429: Slow."),
         (KeyError("x"), False, Fault.BAD_REQUEST, "litellm cannot call anthropic"),
     ],
 )
