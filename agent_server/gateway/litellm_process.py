@@ -99,7 +99,7 @@ class LitellmProcess:
             await self._send(call)
             taken = 0
             while True:
-                match await self._next(queue, call, deadline):
+                match await self._next(queue, call, deadline, seconds):
                     case End():
                         return
                     case Failed() as failed:
@@ -121,7 +121,7 @@ class LitellmProcess:
         await self._ended()
         await asyncio.gather(*self._work)
 
-    async def _next(self, queue: "asyncio.Queue[Frame]", call: Call, deadline: float) -> Frame:
+    async def _next(self, queue: "asyncio.Queue[Frame]", call: Call, deadline: float, seconds: float) -> Frame:
         loop = asyncio.get_running_loop()
         begun, silence = loop.time(), call.idle + SILENCE_MARGIN
         try:
@@ -130,7 +130,7 @@ class LitellmProcess:
         except TimeoutError:
             pass
         if loop.time() >= deadline:
-            raise ModelError(Fault.STREAM_IDLE, f"{call.target.provider} was still answering after its time.")
+            raise ModelError(Fault.STREAM_IDLE, f"{call.target.provider} was still answering after {seconds} s.")
         if self._heard < begun:
             logger.error("litellm's process does not answer; it is killed")
             self._kill()

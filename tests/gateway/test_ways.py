@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 
 from agent_server.gateway import Fault, Gateway, ModelError, ModelOptions, ReasoningDelta, TextDelta
-from agent_server.gateway.chat import ChatGateway
+from agent_server.gateway.chat import CALL_TIME, ChatGateway
 from agent_server.gateway.litellm import LitellmGateway
 from agent_server.gateway.litellm_processes import Processes
 from agent_server.gateway.providers import ProviderSettings
@@ -27,11 +27,11 @@ CALLED = (ToolCall("a", "bash", '{"command": "ls"}'), ToolCall("b", "bash", "{}"
 WAYS = ("chat", "litellm")
 
 
-def by(way: str, settings: ProviderSettings, processes: Processes) -> Gateway:
+def by(way: str, settings: ProviderSettings, processes: Processes, *, call_timeout: float = CALL_TIME) -> Gateway:
     """A gateway that waits no longer than tests should for a byte that never comes."""
     if way == "chat":
-        return ChatGateway(settings, idle_timeout=0.5)
-    return LitellmGateway(settings, idle_timeout=0.5, processes=processes)
+        return ChatGateway(settings, idle_timeout=0.5, call_timeout=call_timeout)
+    return LitellmGateway(settings, idle_timeout=0.5, call_timeout=call_timeout, processes=processes)
 
 
 @pytest_asyncio.fixture(loop_scope="session", params=WAYS)
@@ -135,6 +135,16 @@ async def test_a_long_error_is_cut_and_never_shows_the_key(emulator: OpenAIEmula
     assert "Incorrect API key provided: [key]" in error.message
     assert "sk-secret-1" not in f"{error!r}{error.details}"
     assert len(error.message) <= 1000
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_call_may_take_so_long_and_no_longer(emulator: OpenAIEmulator, processes: Processes, way: str) -> None:
+    gateway = by(way, ProviderSettings(emulator.url, "sk-1"), processes, call_timeout=0.3)
+    emulator.script({"text": "x" * 1000, "pieces": 1000, "delay": 0.01})
+    error = await failure(gateway)
+    assert (error.fault, error.message) == (Fault.STREAM_IDLE, "openai-compatible was still answering after 0.3 s.")
+    if isinstance(gateway, ChatGateway):
+        await gateway.close()
 
 
 async def test_an_answer_that_breaks_after_its_finish_reason_is_kept(emulator: OpenAIEmulator, gateway: Gateway) -> None:
