@@ -33,6 +33,9 @@ DRAIN_TIME = 0.2
 ERROR_LIMIT = 64 * 2**10
 """Bytes of an error's body that are read."""
 
+ERROR_TIME = 3.0
+"""Seconds in which they must come: its status says most, and a server may send it a byte at a time."""
+
 
 class ChatGateway:
     """Calls the provider that the options name, through one HTTP client that lives as long as the gateway."""
@@ -103,10 +106,12 @@ def _make_transport(idle_timeout: float) -> "Transport":
 
 async def _read(chunks: AsyncIterator[bytes]) -> bytes:
     content = bytearray()
-    async for chunk in chunks:
-        content += chunk
-        if len(content) >= ERROR_LIMIT:
-            break
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ERROR_TIME):
+            async for chunk in chunks:
+                content += chunk
+                if len(content) >= ERROR_LIMIT:
+                    break
     return bytes(content[:ERROR_LIMIT])
 
 

@@ -138,6 +138,25 @@ async def test_a_long_error_is_cut_and_never_shows_the_key(emulator: OpenAIEmula
 
 
 @pytest.mark.parametrize("way", WAYS)
+async def test_an_error_that_trickles_in_is_not_waited_for(processes: Processes, way: str) -> None:
+    async def trickle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 1000\r\n\r\nNo such key. ")
+        while not writer.is_closing() and not reader.at_eof():
+            writer.write(b".")
+            await asyncio.sleep(0.2)
+        writer.close()
+
+    async with await asyncio.start_server(trickle, "127.0.0.1", 0) as server:
+        gateway = by(way, ProviderSettings(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", "sk-1"), processes)
+        error = await failure(gateway)
+        assert error.fault is Fault.AUTHENTICATION
+        assert error.message.startswith("openai-compatible 401: No such key. .")
+        if isinstance(gateway, ChatGateway):
+            await gateway.close()
+
+
+@pytest.mark.parametrize("way", WAYS)
 async def test_a_call_may_take_so_long_and_no_longer(emulator: OpenAIEmulator, processes: Processes, way: str) -> None:
     gateway = by(way, ProviderSettings(emulator.url, "sk-1"), processes, call_timeout=0.3)
     emulator.script({"text": "x" * 1000, "pieces": 1000, "delay": 0.01})
