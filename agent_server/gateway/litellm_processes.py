@@ -40,7 +40,7 @@ class Processes:
         self._idle_stop = idle_stop
         self._program = program
         self._process: LitellmProcess | None = None
-        self._starting: asyncio.Task[LitellmProcess] | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._users = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -63,8 +63,7 @@ class Processes:
             yield await self._ready()
         finally:
             self._users -= 1
-            if self._users == 0 and self._process is not None:
-                self._timer = asyncio.get_running_loop().call_later(self._idle_stop, self._end)
+            self._end_when_idle()
 
     async def close(self) -> None:
         """Ends it, and waits until it is gone."""
@@ -82,8 +81,12 @@ class Processes:
                 self._starting = asyncio.create_task(self._start())
                 self._starting.add_done_callback(_seen)
             # Shielded: others wait for it too, and whoever comes next will want it.
-            self._process = await asyncio.shield(self._starting)
+            await asyncio.shield(self._starting)
         return self._process
+
+    def _end_when_idle(self) -> None:
+        if self._users == 0 and self._process is not None:
+            self._timer = asyncio.get_running_loop().call_later(self._idle_stop, self._end)
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -103,7 +106,7 @@ class Processes:
         if self._deaths >= MAX_DEATHS:
             self._refused_until = asyncio.get_running_loop().time() + COOL_DOWN
 
-    async def _start(self) -> LitellmProcess:
+    async def _start(self) -> None:
         try:
             wait = self._refused_until - asyncio.get_running_loop().time()
             if wait > 0:
@@ -111,7 +114,8 @@ class Processes:
                     Fault.OVERLOADED,
                     f"litellm's process ended {self._deaths} times without an answer; see the log. No other is started for {wait:.0f} s.",
                 )
-            return await self._launch()
+            self._process = await self._launch()
+            self._end_when_idle()  # whoever wanted it may be gone
         finally:
             self._starting = None
 
@@ -134,7 +138,7 @@ class Processes:
         return process
 
 
-def _seen(task: "asyncio.Task[LitellmProcess]") -> None:
+def _seen(task: "asyncio.Task[None]") -> None:
     """Keeps a failed start that nobody waits for any more from being reported as an error of ours."""
     if not task.cancelled():
         task.exception()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 from pathlib import Path
 
@@ -53,11 +54,15 @@ def started(folder: Path) -> list[int]:
     return [int(line) for line in file.read_text().split()] if file.exists() else []
 
 
-async def gone(pid: int) -> None:
+async def soon(fact: Callable[[], object]) -> None:
     until = time.monotonic() + 10
-    while is_alive(pid):
+    while not fact():
         assert time.monotonic() < until, "it goes on"
         await asyncio.sleep(0.01)
+
+
+async def gone(pid: int) -> None:
+    await soon(lambda: not is_alive(pid))
 
 
 async def failure(gateway: LitellmGateway) -> ModelError:
@@ -143,6 +148,24 @@ async def test_a_call_that_is_given_up_while_it_starts_leaves_it_to_others(tmp_p
     assert (await second)[1].message.text == "Hello"
     assert len(started(tmp_path)) == 1
     assert processes.pid == started(tmp_path)[0]
+    await gateway.close()
+
+
+async def test_one_that_nobody_waits_for_any_more_is_kept_and_ended_like_others(tmp_path: Path) -> None:
+    gateway, processes = double(tmp_path, idle_stop=1)
+    call = asyncio.create_task(collect(gateway))
+    await asyncio.sleep(0)
+    call.cancel()
+    await soon(lambda: processes.pid)
+    assert (await collect(gateway))[1].message.text == "Hello"
+    (pid,) = started(tmp_path)
+    await gone(pid)
+
+    call = asyncio.create_task(collect(gateway))
+    await asyncio.sleep(0)
+    call.cancel()
+    await soon(lambda: len(started(tmp_path)) == 2)
+    await gone(started(tmp_path)[1])
     await gateway.close()
 
 
