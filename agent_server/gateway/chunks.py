@@ -87,7 +87,13 @@ class ErrorBody(msgspec.Struct):
 
 
 CHUNK = msgspec.json.Decoder(Chunk, strict=False)  # some servers write numbers as strings
-ERROR_BODY = msgspec.json.Decoder(ErrorBody)
+ERROR_BODY = msgspec.json.Decoder(ErrorBody | list[ErrorBody])
+
+
+def decode_error(data: bytes) -> ErrorBody:
+    """Reads the body of an error, or an event that is one; Vertex AI's are lists of one. Errors: ValueError, RecursionError."""
+    body = ERROR_BODY.decode(data)
+    return body if isinstance(body, ErrorBody) else next(iter(body), ErrorBody())
 
 
 def decode(data: bytes) -> Chunk:

@@ -11,7 +11,7 @@ from http import HTTPStatus
 import msgspec
 
 from agent_server.gateway import Fault, ModelError
-from agent_server.gateway.chunks import ERROR_BODY, ErrorPart, joined
+from agent_server.gateway.chunks import ErrorPart, decode_error, joined
 from agent_server.gateway.providers import Endpoint
 
 MESSAGE_LIMIT = 1000
@@ -49,7 +49,7 @@ BUSY = frozenset({408, 409, 424, 425})
 def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
     """The error of an HTTP answer that is no success. `body` may be cut short."""
     try:
-        decoded = ERROR_BODY.decode(body)
+        decoded = decode_error(body)
     except (ValueError, RecursionError):
         return _error(endpoint, status, ErrorPart(message=body.decode(errors="replace")), retry_after(headers))
     part = _structured(decoded.error or ErrorPart(message=decoded.message or decoded.detail))

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 import httpx
 
 from agent_server.gateway import Fault, ModelError
-from agent_server.gateway.chunks import ERROR_BODY, ErrorPart
+from agent_server.gateway.chunks import ErrorPart, decode_error
 from agent_server.gateway.faults import answer_error
 from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.providers import Endpoint
@@ -114,7 +114,7 @@ class Answered(httpx.AsyncByteStream):
         """The error that came as the last event, if one did."""
         last = self._tail.strip().rpartition(b"\n")[2].removeprefix(b"data:")
         try:
-            return ERROR_BODY.decode(last).error
+            return decode_error(last).error
         except (ValueError, RecursionError):
             return None
 

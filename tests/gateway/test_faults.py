@@ -129,6 +129,8 @@ def test_errors_inside_a_stream_are_told_apart_by_their_code(error: ErrorPart | 
     [
         (400, b'{"error":{"message":"No\\n  such model"}}', "openrouter 400: No such model"),
         (400, b'{"error":"No such model"}', "openrouter 400: No such model"),
+        (400, b'[{"error":{"code":400,"message":"No such model","status":"INVALID_ARGUMENT"}}]', "openrouter 400: No such model"),
+        (400, b"[]", "openrouter 400: Bad Request"),
         (400, b'{"object":"error","message":"No such model","code":400}', "openrouter 400: No such model"),
         (422, b'{"detail":[{"msg":"extra"}]}', 'openrouter 422: [{"msg":"extra"}]'),
         (502, b"<html>Bad\xff", "openrouter 502: <html>Bad\ufffd"),
