@@ -6,6 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -13,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import msgspec
 
 from tools import MAX_BYTES, MAX_LINES, Picture, Tool, ToolContext, ToolError, ToolResult
-from tools._files import file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
+from tools._files import HIDDEN, file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
 from tools._text import decode
 
 MAX_LINE = 2_000
@@ -98,12 +99,10 @@ def _show(data: bytes, name: str, first: int, limit: int) -> tuple[str] | tuple[
     if kind is not None and len(data) <= MAX_IMAGE:
         return f"{name} is an image ({kind}, {size_of(len(data))}); it is attached.", Picture(kind, base64.b64encode(data).decode())
     text = decode(data)
-    if not text.encoding.startswith("utf-16"):
-        _check_is_text(data[:SAMPLE], len(data), name)
-    if text.encoding == "utf-8":
-        return (_read_file(io.BytesIO(data), name, first, limit),)
-    shown = _read_file(io.BytesIO(text.body.encode("utf-8", "surrogatepass")), name, first, limit)
-    return (f"{shown} (The file is in {text.encoding}, and stays so.)",)
+    plain = data if text.encoding == "utf-8" else text.body.encode("utf-8", "surrogatepass")
+    _check_is_text((plain if text.mark else data)[:SAMPLE], len(data), name)
+    shown = _read_file(io.BytesIO(plain), name, first, limit)
+    return (shown if text.encoding == "utf-8" else f"{shown} (The file is in {text.encoding}, and stays so.)",)
 
 
 def _image(data: bytes) -> str | None:
@@ -152,11 +151,18 @@ def _numbered(number: int, line: bytes) -> str:
 
 def _read_folder(path: Path, name: str, first: int, limit: int) -> str:
     with os.scandir(path) as entries:
-        names = sorted(showable(entry.name) + "/" * entry.is_dir() for entry in islice(entries, MAX_ENTRIES))
+        names = sorted(map(_entry, (entry for entry in islice(entries, MAX_ENTRIES) if not entry.name.startswith(HIDDEN))))
     if not names:
         return f"({name} is an empty folder.)"
     page = _page(names, first, limit, lambda _, entry: entry)
     return "\n".join([*page.lines, "", _note(page, name, first, "entries")])
+
+
+def _entry(entry: os.DirEntry[str]) -> str:
+    is_folder = False
+    with suppress(OSError):  # a loop of links, or one into a folder that is closed
+        is_folder = entry.is_dir()
+    return showable(entry.name) + "/" * is_folder
 
 
 def _page(items: Iterable[T], first: int, limit: int, show: Callable[[int, T], str]) -> _Page:
