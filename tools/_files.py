@@ -20,7 +20,7 @@ MAX_SIBLINGS = 10_000
 """Entries of a folder that are compared with a name that was not found."""
 
 HIDDEN = ".agent-server-"
-"""How the names of what is half-written begin: listings, watches and archives leave them out."""
+"""How the names of what is half-written begin: listings, searches, watches, archives and changes leave them out."""
 
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
