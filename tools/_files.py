@@ -144,6 +144,20 @@ def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
         raise
 
 
+@contextmanager
+def folders_of(path: Path) -> Iterator[None]:
+    """Makes the folders that a file is to be in; those made are removed again when it then cannot be written."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it was not made, or somebody has put something there
+                folder.rmdir()
+        raise
+
+
 def write_draft(draft: Path, data: bytes, state: os.stat_result | None) -> None:
     """Writes what is to become a file under a name that nothing has, with the owner and mode of `state`; on an error nothing is left."""
     try:
