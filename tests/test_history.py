@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.calls import SKIPPED, nudged
+from agent_server.calling.calls import nudged
 from agent_server.events import Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import distinct
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message, Text, ToolCall
 from agent_server.sessions.conversation import Conversation
-from agent_server.sessions.entries import INTERRUPTED, entry_to_wire, prompt_id
+from agent_server.sessions.entries import INTERRUPTED, SKIPPED, entry_to_wire, prompt_id
 from agent_server.sessions.standing import standing
 from agent_server.sessions.summary import Summarised, choose
 from tests.emulators.history import complaint

@@ -16,6 +16,7 @@ from agent_server.calling.plan import REFUSED, may_run
 from agent_server.events import Draft
 from agent_server.ids import new_id
 from agent_server.messages import ToolCall
+from agent_server.sessions.entries import SKIPPED
 from agent_server.sessions.run import Caller, Paused, Run
 from tools import Answers, Tool, ToolError
 
@@ -24,7 +25,6 @@ ARRIVAL = 2.0
 
 FORBIDDEN = "A rule of this workspace forbids this call ({}: {}). Go on without it, or say what you need."
 REJECTED = "The user does not allow this call."
-SUPERSEDED = "Not run: skipped due to a queued message."
 NOBODY = "Nobody is there to answer. Decide yourself what is most likely wanted, go on, and state your assumption in the final answer."
 UNANSWERED = "The user does not want to answer. Go on without."
 MESSAGED = "The user sent a message in place of an answer."
@@ -163,7 +163,7 @@ def _refused(run: Run, call: ToolCall, judgement: Judgement) -> Draft:
         shown = ", ".join(judgement.patterns)
         reason, text = ("plan", REFUSED) if judgement.permission == "plan" else ("denied", FORBIDDEN.format(judgement.permission, shown))
     elif answer.get("reason") == "message":
-        reason, text = "skipped", SUPERSEDED
+        reason, text = "skipped", SKIPPED
     else:
         reason, text = "rejected", f"{REJECTED} They say: {answer['message']}" if answer.get("message") else REJECTED
     end = {"toolCallId": call.id, "tool": call.name, "isError": True, "interrupted": False, "duration_ms": 0}

@@ -17,7 +17,7 @@ from agent_server.errors import AgentServerError
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
-from agent_server.sessions.entries import INTERRUPTED, parts_to_wire
+from agent_server.sessions.entries import INTERRUPTED, SKIPPED, parts_to_wire
 from agent_server.sessions.run import Caller, Paused, Run, Surroundings
 from tools import MAX_BYTES, MAX_LINES, Tool, ToolError, ToolResult
 from tools._output import MAX_OUTPUT, MAX_OUTPUT_LINES
@@ -29,8 +29,6 @@ MAX_SUBAGENTS = 8
 
 TOLD_LINES = 10
 """Lines that a result may have besides MAX_LINES of content: a tool tells there how to go on."""
-
-SKIPPED = "Not run: skipped due to a queued message."
 
 
 async def run_calls(run: Run) -> None:
