@@ -117,6 +117,29 @@ def test_an_ended_task_takes_no_message(agent: ServerProcess, model: OpenAIEmula
     assert agent.post(f"/tasks/{task_id}/messages", {"prompt": " "}).status_code == 400
 
 
+@pytest.mark.parametrize("end", ["steps", "timeout", "cancel", "failure"])
+def test_a_message_that_a_task_ended_before_it_could_answer_is_known_to_the_next(
+    end: str, agent: ServerProcess, model: OpenAIEmulator
+) -> None:
+    work = {"tool_calls": [bash(GATED), bash("touch never")]}
+    model.script(work, {"status": 401} if end == "failure" else {"text": "I know."}, {"text": "I know."})
+    task_id = agent.submit("work", **{"steps": {"maxSteps": 1}, "timeout": {"timeout": 3_000}}.get(end, {}))
+    agent.wait_for(task_id, "tool.output")
+    message_id = steer(agent, task_id, "Use port 8080.")
+    if end == "cancel":
+        agent.post(f"/tasks/{task_id}/cancel")
+    elif end != "timeout":
+        (agent.workspace / "go").touch()
+    assert agent.finish(task_id)["status"] == "failed"
+    shown = agent.get("/sessions/sess_main/messages").json()["messages"]
+    assert [message["messageId"] for message in shown][-1] == message_id
+    agent.kill()
+    agent.start()
+    assert agent.finish(agent.submit("go on"))["response"] == "I know."
+    assert said(model)[-2:] == [("user", "Use port 8080."), ("user", "go on")]
+    assert_requests(model.requests())
+
+
 async def test_at_the_end_of_a_task_a_message_is_either_answered_or_refused(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script({"repeat": {"text": "ok", "delay": 0.005}, "times": 100})
     taken = refused = 0

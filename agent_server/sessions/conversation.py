@@ -37,8 +37,8 @@ class Conversation:
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
     output of each process in the background was, `files` the stamps of the files that were read or written, by name, `allowed` the
-    permissions and patterns that a client has allowed for good; `steps`, `cost` (USD), `corrections` (answers that did not fit the
-    schema), `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
+    permissions and patterns that a client has allowed for good; `steps`, `cost` (USD), `repairs` (forms that a provider wanted) and
+    `repetition` are the present task's, `usage` the last model call's;
     `call_ids` are those of all calls, also of messages that are no longer shown: none may come again.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
     `changes` counts how often entries have gone or become others; `compactions` those in a row, failed ones too, that the present
@@ -57,7 +57,6 @@ class Conversation:
         self.files: dict[str, str] = {}
         self.allowed: set[tuple[str, str]] = set()
         self.steps = 0
-        self.corrections = 0
         self.repairs = 0
         self.repetition = Repetition()
         self.call_ids: set[str] = set()
@@ -67,6 +66,7 @@ class Conversation:
         self.compactions = self.changes = 0
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
+        self._sent_back: set[str] = set()  # of the present task: what was said of answers that did not fit
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
         self._is_plan = False
@@ -85,6 +85,11 @@ class Conversation:
     def waiting(self) -> Sequence[Entry]:
         """The messages that come after `entries` in the next request."""
         return self._added.get(self._task_id or "", ())
+
+    @property
+    def corrections(self) -> int:
+        """How many answers of the present task did not fit its schema."""
+        return len(self._sent_back)
 
     @property
     def open_calls(self) -> Sequence[ToolCall]:
@@ -156,7 +161,8 @@ class Conversation:
         self._close_calls()
         task_id = event.task_id or ""
         self._task_id = task_id
-        self.steps, self.corrections, self.repairs, self.compactions, self.cost = 0, 0, 0, 0, 0.0
+        self.steps, self.repairs, self.compactions, self.cost = 0, 0, 0, 0.0
+        self._sent_back = set()
         self.repetition = Repetition()
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         entry = self._prompts.pop(task_id, blank)
@@ -168,7 +174,8 @@ class Conversation:
         waiting = self._added.setdefault(task_id, [])
         if all(entry.message_id != message_id for entry in waiting):
             waiting.append(Entry(message_id, Message("user", parts(event.data["prompt"])), event.time, task_id))
-            self.corrections += event.data.get("reason") == "output"
+            if event.data.get("reason") == "output":
+                self._sent_back.add(message_id)
 
     def _answered(self, event: Event) -> None:
         data = event.data
@@ -267,14 +274,16 @@ class Conversation:
 
     def _ended(self, event: Event) -> None:
         task_id = event.task_id or ""
-        self._added.pop(task_id, None)
+        waiting = self._added.pop(task_id, [])
         if event.type == "task.failed" and task_id != self._task_id:
             self._prompts.pop(task_id, None)  # it never began, while another one may be at work
             return
         self._close_calls()
-        # A prompt that no model answered is left out: it may be the very reason of the failure.
+        # A prompt that no model answered is left out, with what came after it: it may be the very reason of the failure.
         if event.type == "task.failed" and self.entries and self.entries[-1].message_id == prompt_id(task_id):
             self.entries.pop()
+        else:  # what the user has said while it worked is for the next task's model to know
+            self.entries += [entry for entry in waiting if entry.message_id not in self._sent_back]
 
     def _close_calls(self) -> None:
         if self._open:
