@@ -4,6 +4,8 @@ import json
 import re
 from itertools import pairwise
 
+import pytest
+
 from tests.emulators.openai import OpenAIEmulator
 from tests.serving import ServerProcess
 from tools import MAX_BYTES, MAX_LINES
@@ -70,6 +72,21 @@ def test_invalid_calls_are_answered_to_the_model(agent: ServerProcess, model: Op
     assert "filePath" in results[1]
     assert "There is no tool 'fly'" in results[2]
     assert "bash" in results[2]
+
+
+@pytest.mark.parametrize("permission", [{}, {"bash": "deny"}])
+def test_arguments_that_are_nested_too_deep_end_no_task(permission: dict[str, str], agent: ServerProcess, model: OpenAIEmulator) -> None:
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": permission}))
+    depths = [10, 99, 100, *range(900, 1_010, 5), 50_000]
+    calls = [{"name": "list", "arguments": f'{{"no_such": {"[" * depth}{"]" * depth}}}'} for depth in depths]
+    model.script({"tool_calls": calls}, {"text": "I see."})
+    task = run(agent)
+    assert task["response"] == "I see."
+    results = [message["content"] for message in model.requests()[-1].json["messages"] if message["role"] == "tool"]
+    assert len(results) == len(depths)
+    assert (results[0], "not valid JSON" in results[-1]) == (results[1], True)
+    told = [event["input"] for event in agent.task_events(str(task["taskId"])) if event["type"] == "tool.started"]
+    assert [isinstance(given, str) for given in told] == [depth > 99 for depth in depths]
 
 
 def test_independent_reads_run_side_by_side_and_effects_in_order(agent: ServerProcess, model: OpenAIEmulator) -> None:

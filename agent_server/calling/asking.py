@@ -23,6 +23,9 @@ from tools import Answers, Tool, ToolError
 ARRIVAL = 2.0
 """Seconds that a question waits for its first listener: a stream that broke off comes back after one."""
 
+MAX_DEPTH = 100
+"""Levels of a call's arguments that events have as JSON: what Python just decodes, it may not encode again, or decode elsewhere."""
+
 FORBIDDEN = "A rule of this workspace forbids this call ({}: {}). Go on without it, or say what you need."
 REJECTED = "The user does not allow this call."
 NOBODY = "Nobody is there to answer. Decide yourself what is most likely wanted, go on, and state your assumption in the final answer."
@@ -138,11 +141,20 @@ def _told_to_parent(run: Run, requests: Sequence[Draft]) -> list[Draft]:
 
 
 def given(call: ToolCall) -> Any:
-    """Gives a call's arguments as events have them: as JSON where they are."""
+    """Gives a call's arguments as events have them: as JSON where they are, and no deeper than MAX_DEPTH."""
     try:
-        return msgspec.json.decode(call.arguments or "{}")
+        value = msgspec.json.decode(call.arguments or "{}")
     except (msgspec.DecodeError, RecursionError):
         return call.arguments
+    return call.arguments if _is_deep(value) else value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+    return bool(level)
 
 
 def _replied(run: Run, call: ToolCall, *, is_allowed: bool) -> Draft:
