@@ -130,6 +130,9 @@ def test_each_kind_has_its_tools_and_its_prompt(
 ) -> None:
     tries = [{"name": "write", "arguments": {"filePath": "x", "content": "x"}}, task("deeper")]
     (agent.workspace / "AGENTS.md").write_text("Mind the gap.")
+    skill = agent.workspace / ".claude/skills/pdf/SKILL.md"
+    skill.parent.mkdir(parents=True)
+    skill.write_text("---\nname: pdf\ndescription: Of pages.\n---\n")
     model.script(prompts(go=plan([task("look", kind)]), look=plan(tries), deeper={"text": "Too deep."}))
     task_id = agent.submit("go", system="Be brief.")
     agent.finish(task_id)
@@ -139,6 +142,7 @@ def test_each_kind_has_its_tools_and_its_prompt(
     system = requests_for(model, "look")[0]["messages"][0]["content"]
     assert "You are a subagent" in system
     assert "Mind the gap." in system
+    assert ("- pdf: Of pages." in system) == ("skill" in offered)
     assert system.endswith("Be brief.")
     (sub,) = children(agent, task_id)
     written, delegated = results(agent, sub["taskId"])

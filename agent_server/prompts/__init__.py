@@ -11,6 +11,7 @@ from pathlib import Path
 from agent_server.agents import INSTRUCTIONS, Agent
 from tools._contents import first_bytes
 from tools._skills import catalogue, find
+from tools.skill import TOOL as SKILL
 
 PART_MAX = 20_000
 PARTS_MAX = 60_000
@@ -27,7 +28,7 @@ def system_prompt(agent: Agent, workspace: Path, day: date) -> str:
     texts = [Path(__file__).with_name(name).read_text("utf-8").strip() for name in agent.prompts]
     texts.append(_environment(workspace, day))
     texts += _parts(agent.parts, workspace)
-    if (skills := catalogue(find(workspace))) is not None:
+    if agent.may_use(SKILL) and (skills := catalogue(find(workspace))) is not None:
         texts.append(skills)
     return "\n\n".join(texts)
 
