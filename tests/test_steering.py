@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from agent_server.sessions.sessions import MAX_MESSAGES
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
 from tests.scripts import STALLED, bash
@@ -183,6 +184,24 @@ def test_a_message_for_a_queued_task_survives_a_kill(agent: ServerProcess, model
     assert agent.finish(second)["response"] == "Two."
     assert [content for role, content in said(model) if role == "user"] == ["first", "second", "For the second."]
     assert [content for role, content in said(model, 1) if role == "user"] == ["first"]
+
+
+async def test_a_bounded_number_of_messages_waits_for_a_task(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash(GATED)]}, {"text": "One."}, {"text": "Two."})
+    at_work, queued = agent.submit("first"), agent.submit("second")
+    agent.wait_for(at_work, "tool.output")
+    async with agent.async_client() as client:
+
+        async def send(task_id: str) -> int:
+            return (await client.post(f"/tasks/{task_id}/messages", json={"prompt": "x"})).status_code
+
+        for task_id in (at_work, queued):
+            for _ in range(MAX_MESSAGES // 50):
+                assert set(await asyncio.gather(*(send(task_id) for _ in range(50)))) == {200}
+            assert await send(task_id) == 429
+    (agent.workspace / "go").touch()
+    assert agent.finish(queued)["response"] == "Two."
+    assert [len([text for role, text in said(model, number) if text == "x"]) for number in (1, 2)] == [MAX_MESSAGES, 2 * MAX_MESSAGES]
 
 
 @pytest.mark.parametrize("kind", ["message.added", "tool.finished"])
