@@ -393,6 +393,22 @@ def test_the_end_of_a_task_ends_its_subagents_and_their_commands(agent: ServerPr
     assert agent.get("/activity").json()["active"] is False
 
 
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_the_end_of_a_task_ends_what_a_subagent_left_in_the_background(end: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
+    leave = {"name": "bash", "arguments": {"command": "echo $$ > pid; exec sleep 300", "background": True}}
+    begun = bash("until [ -s pid ]; do sleep 0.02; done; echo begun; sleep 300")
+    model.script(prompts(go=plan([task("serve")], [begun]), serve=plan([leave])))
+    task_id = agent.submit("go", **({"timeout": 4_000} if end == "deadline" else {}))
+    agent.wait_for(task_id, "tool.output")
+    pid = int((agent.workspace / "pid").read_text())
+    assert [child["status"] for child in children(agent, task_id)] == ["completed"]
+    assert is_alive(pid)
+    if end == "cancel":
+        agent.post(f"/tasks/{task_id}/cancel")
+    assert agent.finish(task_id)["status"] == "failed"
+    assert not is_alive(pid)
+
+
 def test_the_deadline_of_a_task_ends_its_subagents(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(prompts(go=plan([task("look")]), look=plan([bash("echo $$; sleep 300")])))
     task_id = agent.submit("go", timeout=2_500)

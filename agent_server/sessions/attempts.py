@@ -152,10 +152,10 @@ class Attempts:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return
-        if active.is_cancelled or isinstance(error, TaskTimeout):
-            await self._around.processes.end_left("cancelled", session_id=task.session_id, task_id=task_id)
         if await self._subagents.end(task_id):
             task = await tasks.find(self._log, task_id)  # with what they have cost
+        if active.is_cancelled or isinstance(error, TaskTimeout):
+            await self._end_left(task)
         told, phase = failure(task, error)
         state = await conversation.load(self._log, task.session_id)
         begun = set().union(*await self._unfinished(task))
@@ -166,6 +166,11 @@ class Attempts:
         answer = reached(task, told, state, changes, time.time_ns() // 1_000_000) if is_limit(told) else None
         await self._log.append(*drafts, failed(task, told, phase, changes, answer))
         await self.forget(task)
+
+    async def _end_left(self, task: Task) -> None:
+        """Ends what a task and its subagents have left in the background."""
+        for each in (task, *await tasks.find_children(self._log, task.task_id)):
+            await self._around.processes.end_left("cancelled", session_id=each.session_id, task_id=each.task_id)
 
     async def forget(self, task: Task) -> None:
         """Removes what was kept of a task that has ended."""
