@@ -6,6 +6,7 @@ While a task waits it leaves its place to others.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import msgspec
@@ -55,9 +56,9 @@ async def permitted(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
 
     What has begun was allowed before. Errors: Paused.
     """
-    fresh = [call for call in calls if call.id not in run.begun | run.requested]
     if not (run.rules or run.is_plan):
         return list(calls)
+    fresh = [call for call in calls if call.id not in run.begun | run.requested]
     judged = {call.id: judgement for call in fresh if (judgement := await _judge(run, call)).verdict != "allow"}
     asks = [call for call in fresh if call.id in judged and judged[call.id].verdict == "ask"]
     await _ask(run, asks, judged)
@@ -211,24 +212,19 @@ def _is_heard(run: Run) -> bool:
 
 
 async def _is_heard_soon(run: Run) -> bool:
-    if not _is_heard(run) and run.task.given.get("interactive") is None:
-        await _listen(run, ARRIVAL)
+    clock = run.around.pause.clock
+    until = clock.time() + (ARRIVAL if run.task.given.get("interactive") is None else 0)
+    while not _is_heard(run) and clock.time() < until:
+        await _listen(run, until - clock.time())
     return _is_heard(run)
 
 
-async def _listen(run: Run, seconds: float | None) -> bool:
-    """Waits until something has changed: for the task, or in who follows it. Tells whether it did in this time."""
+async def _listen(run: Run, seconds: float | None) -> None:
+    """Waits until something may have changed, for the task or in who follows tasks; no longer than this time."""
     run.changed.clear()
-    try:
-        with run.around.audience.watched(run.changed):
-            if seconds is None:
-                await run.changed.wait()
-            else:
-                async with run.around.pause.clock.timeout(seconds):
-                    await run.changed.wait()
-    except TimeoutError:
-        return False
-    return True
+    with run.around.audience.watched(run.changed), suppress(TimeoutError):
+        async with run.around.pause.clock.timeout(seconds) if seconds is not None else nullcontext():
+            await run.changed.wait()
 
 
 async def _await_answer(run: Run, call: ToolCall) -> None:
@@ -249,10 +245,16 @@ async def _await_answer(run: Run, call: ToolCall) -> None:
 
 async def _until_answered(run: Run, call: ToolCall) -> str | None:
     """Returns when the answer is there: None; or when there will be none: the reason."""
+    clock, patience = run.around.pause.clock, run.around.audience.patience
+    heard_at = clock.time()
     while call.id in run.waits.open:
         if run.conversation.added:
             return "message"
-        heard = _is_heard(run)
-        if not await _listen(run, None if heard else run.around.audience.patience) and not _is_heard(run):
+        if _is_heard(run):
+            await _listen(run, None)
+            heard_at = clock.time()
+        elif (left := heard_at + patience - clock.time()) > 0:
+            await _listen(run, left)
+        else:
             return "no_client"
     return None
