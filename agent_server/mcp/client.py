@@ -173,7 +173,7 @@ class Toolset:
         named = names({label: [*tools] for label, tools in by_server.items()}, self._fixed)
         room = max(MAX_TOOLS - len(self._fixed), 0)
         if len(named) > room:
-            self._warn(f"The MCP servers have {len(named)} tools, of which the model is offered {room}; more it does not take.")
+            self._warn(f"The MCP servers have more tools than a model takes: it is offered {room} of them.")
         self.found = [_offer(name, by_server[label][own], self._peers[label]) for (label, own), name in [*named.items()][:room]]
         self.tools.clear()
         self.tools.update(self._fixed)

@@ -36,9 +36,6 @@ tried by each task."""
 MAX_DESCRIPTION = 8_000
 """Characters of a tool's description: it is in every request to the model."""
 
-MAX_SCHEMA = 64 << 10
-"""Bytes of a tool's schema, for the same reason; with a larger one it takes whatever the model gives it."""
-
 
 class McpUnavailable(Exception):
     """A server that did not come up, or whose tools could not be listed; `is_silent` where it was waited for."""
@@ -161,8 +158,6 @@ class Peer:
         return await connect(config, folder, environment, signs, stack)
 
     async def _list(self, connection: "Connection") -> tuple[Listed, ...]:
-        from agent_server.mcp.connection import reason  # loaded in a thread: see there
-
         seconds = self.config.timeout / 1000 if self.config.timeout is not None else START_TIME
         try:
             async with asyncio.timeout(seconds):
@@ -174,7 +169,7 @@ class Peer:
         except Exception as error:  # the border to the SDK, whose transports raise what they like
             said = str(connection.signs.said)
             status = f" (HTTP {connection.signs.refused})" if connection.signs.refused is not None else ""
-            raise McpUnavailable(f"{reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
+            raise McpUnavailable(f"{connection.reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
         return tuple([await _listed(tool) for tool in sorted(found, key=lambda tool: str(tool.name))])
 
     def drop(self) -> None:
@@ -196,13 +191,12 @@ def _load() -> None:
 
 
 async def _listed(tool: Any) -> Listed:
-    parameters = tool.input_schema or EMPTY
-    if len(msgspec.json.encode(parameters)) > MAX_SCHEMA:
-        parameters = EMPTY
+    parameters: Mapping[str, Any] = tool.input_schema
     try:
         schema = await compile_schema(parameters)
-    except ValueError:  # the server checks its arguments itself
-        schema = await compile_schema(EMPTY)
+    except ValueError:  # a provider would refuse every request with it; the server checks its arguments itself
+        parameters = EMPTY
+        schema = await compile_schema(parameters)
     hints = tool.annotations
     read_only = hints is not None and bool(hints.read_only_hint)
     is_repeatable = read_only or (hints is not None and bool(hints.idempotent_hint))

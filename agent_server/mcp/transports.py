@@ -26,6 +26,7 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from agent_server import __version__
 from agent_server.calling.custom import McpConfig
+from agent_server.mcp.listing import mended
 from agent_server.mcp.stdio import MAX_MESSAGE, Said, stdio_transport
 
 CONNECT_TIME = 30.0
@@ -205,7 +206,7 @@ async def _watched(transport: Any, ended: asyncio.Event) -> AsyncIterator[Transp
 
 
 class _Watched:
-    """A stream of messages that tells its end."""
+    """A stream of messages that tells its end, and mends what the SDK would refuse."""
 
     def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: asyncio.Event) -> None:
         self._stream = stream
@@ -217,7 +218,7 @@ class _Watched:
 
     async def receive(self) -> SessionMessage | Exception:
         try:
-            return await self._stream.receive()
+            return mended(await self._stream.receive())
         except BaseException:
             self._ended.set()
             raise
@@ -231,7 +232,7 @@ class _Watched:
 
     async def __anext__(self) -> SessionMessage | Exception:
         try:
-            return await self._stream.__anext__()
+            return mended(await self._stream.__anext__())
         except BaseException:
             self._ended.set()
             raise

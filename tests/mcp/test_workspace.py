@@ -166,8 +166,8 @@ def test_a_pipe_in_place_of_the_file_is_not_waited_for(agent: ServerProcess, mod
         ("exits", "the reason is on stderr"),
         ("hangs", "within 1.5 s"),
         ("hangs-listing", "within 1.5 s"),
-        ("endless", "Connection closed"),
-        ("one-line", "Connection closed"),
+        ("endless", "bytes of its output are no messages"),
+        ("one-line", "a message of it has over 33554432 bytes"),
         ("daemon", ""),
     ],
 )
@@ -250,6 +250,64 @@ def test_results_are_text_within_the_limits_of_any_tool(agent: ServerProcess, mo
     assert "the whole is in" in long
     assert picture == "[image image/png, 3 bytes; not shown]\nseen"
     assert structure == '{"a":1}'
+
+
+def test_a_bad_tool_costs_no_other_and_what_a_provider_would_refuse_is_not_sent(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, odd=server("odd-list"))
+    task_id = run(agent, model, [call("fields", "x")])
+    assert results(model) == ["odd-list:x"]
+    assert warnings(agent, task_id) == []
+    functions = [tool["function"] for tool in model.requests()[-1].json["tools"]]
+    nothing = {"type": "object", "properties": {}}
+    assert {one["name"]: one["parameters"] for one in functions[-8:]} == {
+        "array": nothing,
+        "bare": nothing,
+        "draft": nothing,
+        "fields": nothing,
+        "ours": {**nothing, "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}},
+        "pattern": nothing,
+        "theirs": nothing,
+        "untyped": {**nothing, "properties": {"a": {"type": "string"}}},
+    }
+
+
+def test_a_pattern_for_results_does_not_stop_the_server(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, odd=server("odd-list"))
+    run(agent, model, [call("pattern")])
+    assert results(model) == [f'{{"a":"{"x" * 60}"}}']
+
+
+def test_an_answer_that_is_no_result_is_told_at_once(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "cut,null,echo"))
+    run(agent, model, [call("cut"), call("null"), call("echo", "on")])
+    cut, null, echo = results(model)
+    assert cut == "half a \ufffd"
+    assert null.startswith("Error: null has run, but what it gave is no result of a tool")
+    assert echo == "one:on"
+    assert count(agent, "begin") == 1
+
+
+def test_a_result_that_is_too_large_says_so(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "over,echo"))
+    run(agent, model, [call("over")], [call("echo", "on")])
+    over, echo = results(model)
+    assert "a message of it has over 33554432 bytes" in over
+    assert "may have run" in over
+    assert echo == "one:on"
+
+
+def test_a_server_without_tools_is_up(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("no-tools"))
+    assert warnings(agent, run(agent, model)) == []
+    (state,) = agent.get("/status").json()["mcpServers"]
+    assert (state["isUp"], state["tools"]) == (True, 0)
+
+
+def test_more_tools_than_a_model_takes_are_one_warning(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", ",".join(f"tool-{number}" for number in range(1000))))
+    (warning,) = warnings(agent, run(agent, model))
+    assert "have more tools than a model takes" in warning
+    assert len(offered(model)) == 128
 
 
 def test_a_changed_configuration_is_another_server(agent: ServerProcess, model: OpenAIEmulator) -> None:
