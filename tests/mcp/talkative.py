@@ -93,7 +93,7 @@ def begin() -> None:
     if MODE == "exits":
         print("the reason is on stderr", file=sys.stderr)
         sys.exit(3)
-    if MODE == "hangs":
+    if MODE == "hangs" or (MODE == "late" and not os.path.exists("ready")):
         time.sleep(600)
     if MODE == "floods-stderr":
         subprocess.Popen(["yes", "x" * 1000], stdout=sys.stderr)

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -371,33 +371,71 @@ def test_servers_come_up_side_by_side(agent: ServerProcess, model: OpenAIEmulato
     assert kinds == ["process.started"] * 3 + ["process.exited"] * 3
 
 
-async def test_an_idle_server_is_let_go_and_started_again(tmp_path: Path) -> None:
+def test_tasks_side_by_side_wait_once_for_a_server_that_does_not_answer(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, lame=server("hangs", timeout=1500))
+    model.script({"text": "One."}, {"text": "Two."}, {"text": "Three."})
+    task_ids = [agent.submit("go", sessionId=f"session-{next(NUMBERS)}") for _ in range(3)]
+    assert {agent.finish(task_id)["response"] for task_id in task_ids} == {"One.", "Two.", "Three."}
+    assert [len(warnings(agent, task_id)) for task_id in task_ids] == [1, 1, 1]
+    assert count(agent, "begin") == 1
+
+
+@contextlib.asynccontextmanager
+async def own_servers(tmp_path: Path, entry: Mapping[str, Any], **times: float) -> AsyncIterator[tuple[McpServers, Path]]:
+    """The servers of a workspace that has one, without a server around them; and the workspace."""
     secrets = Secrets()
     log = EventLog(tmp_path / "events.db", secrets)
     log.open()
     workspace = Workspace(tmp_path / "workspace")
-    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"one": server("one")}}))
-    servers = McpServers(Processes(log, secrets, os.environ, tmp_path, "idle"), workspace, secrets, idle=0.05)
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"one": entry}}))
+    servers = McpServers(Processes(log, secrets, os.environ, tmp_path, "own"), workspace, secrets, **times)
     running = asyncio.create_task(servers.run())
-
-    async def use() -> None:
-        async with servers.offered([], {}, Owner(), lambda text: None, has_workspace=True) as toolset:
-            await asyncio.sleep(0.2)  # longer than it may be idle
-            assert [*toolset.tools] == ["echo"]
-            assert servers.shared["one"].is_up
-
-    await use()
-    while servers.shared["one"].is_up:  # noqa: ASYNC110  # nothing tells it
-        await asyncio.sleep(0.01)
-    await use()
+    yield servers, workspace.root
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await log.close()
-    noted = [line.split() for line in (workspace.root / "notes").read_text().splitlines()]
-    began = [int(words[-1]) for words in noted if words[1] == "begin"]
-    assert len(began) == 2
-    assert not any(map(is_alive, began))
+    assert not any(map(is_alive, began(workspace.root)))
+
+
+def began(workspace: Path) -> list[int]:
+    noted = [line.split() for line in (workspace / "notes").read_text().splitlines()]
+    return [int(words[-1]) for words in noted if words[1] == "begin"]
+
+
+async def test_an_idle_server_is_let_go_and_started_again(tmp_path: Path) -> None:
+    async with own_servers(tmp_path, server("one"), idle=0.05) as (servers, workspace):
+
+        async def use() -> None:
+            async with servers.offered([], {}, Owner(), lambda text: None, has_workspace=True) as toolset:
+                await asyncio.sleep(0.2)  # longer than it may be idle
+                assert [*toolset.tools] == ["echo"]
+                assert servers.shared["one"].is_up
+
+        await use()
+        while servers.shared["one"].is_up:  # noqa: ASYNC110  # nothing tells it
+            await asyncio.sleep(0.01)
+        await use()
+    assert len(began(workspace)) == 2
+
+
+async def test_a_server_that_did_not_answer_is_tried_again_while_nobody_waits(tmp_path: Path) -> None:
+    async with own_servers(tmp_path, server("late", timeout=3000), retry=0.0) as (servers, workspace):
+
+        async def use() -> tuple[list[str], int]:
+            warned: list[str] = []
+            async with servers.offered([], {}, Owner(), warned.append, has_workspace=True) as toolset:
+                return [*toolset.tools], len(warned)
+
+        assert await use() == ([], 1)
+        assert await use() == ([], 1)
+        while len(began(workspace)) < 2:  # noqa: ASYNC110  # it does not answer this time either
+            await asyncio.sleep(0.01)
+        assert await use() == ([], 1)
+        (workspace / "ready").touch()
+        while await use() != (["echo"], 0):  # noqa: ASYNC110  # nothing tells it
+            await asyncio.sleep(0.01)
+        assert len(began(workspace)) == 3
 
 
 def test_a_secret_for_an_authorization_server_is_never_shown(agent: ServerProcess, model: OpenAIEmulator) -> None:
