@@ -20,6 +20,8 @@ class Remote:
     def __init__(self, *, is_sse: bool = False, port: int = 0) -> None:
         self.is_sse = is_sse
         self.refusal: int | None = None
+        self.is_stubborn = False
+        self.left = threading.Event()
         self.authority: Authority | None = None
         self.calls: Counter[str] = Counter()
         self.sessions: dict[str, queue.Queue[str | None]] = {}
@@ -122,7 +124,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def do_DELETE(self) -> None:
-        self._reply(200)
+        self.remote.calls["delete"] += 1
+        if not self.remote.is_stubborn:
+            self._reply(200)
+            return
+        self.connection.settimeout(5)
+        with contextlib.suppress(TimeoutError):
+            if self.rfile.read(1) == b"":  # the client has gone
+                self.remote.left.set()
+        self.close_connection = True
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
