@@ -57,7 +57,7 @@ class _Flow(OAuthClientProvider):
                 response = yield asked
                 if asked is request:
                     self._wants_more = response.status_code == 403
-                elif str(asked.url) == self._last_place:
+                elif str(asked.url) == self._last_place and response.status_code != 200:
                     self._issuer_here = await self._issuer_of((yield create_oauth_metadata_request(self._old_place)))
                 asked = await flow.asend(response)
         except StopAsyncIteration:
@@ -66,7 +66,7 @@ class _Flow(OAuthClientProvider):
             await flow.aclose()
 
     async def _issuer_of(self, response: httpx2.Response) -> str | None:
-        """Gives the issuer that a server's own origin names, where it is one of that origin: for all of it, it may speak."""
+        """Gives the issuer that a server's own origin names, if it is of that origin: who serves this place speaks for all of it."""
         _, metadata = await handle_auth_metadata_response(response)
         if metadata is None:
             return None
