@@ -108,7 +108,9 @@ def _options(provider: str, max_tokens: int | None) -> dict[str, Any]:
 
 
 def _tool(spec: ToolSpec) -> dict[str, Any]:
-    function = {"name": spec.name, "description": spec.description, "parameters": dict(spec.parameters)}
+    # OpenAI refuses the whole request where an object has no properties: https://github.com/openai/openai-agents-python/issues/449
+    parameters = {"type": "object", "properties": {}, **spec.parameters}
+    function = {"name": spec.name, "description": spec.description, "parameters": parameters}
     return {"type": "function", "function": function}
 
 

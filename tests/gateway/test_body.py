@@ -82,6 +82,11 @@ def test_tools_are_functions() -> None:
     ]
 
 
+def test_parameters_are_always_an_object_with_properties() -> None:
+    spec = ToolSpec("now", "Tells the time.", {"type": "object"})
+    assert encode(user("Hi"), tools=(spec,))["tools"][0]["function"]["parameters"] == {"type": "object", "properties": {}}
+
+
 def test_images_are_data_urls() -> None:
     assert encode(Message("user", (Text("What is it?"), PICTURE)))["messages"][0]["content"] == [
         {"type": "text", "text": "What is it?"},
