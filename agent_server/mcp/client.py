@@ -92,7 +92,7 @@ class McpServers:
 
         Cancellation: the processes of its own servers are dead before it is raised.
         """
-        brought = [Peer(config, owner, self._processes, self._workspace) for config in own]
+        brought = [Peer(config, owner, self._processes, self._workspace, self._secrets) for config in own]
         lent = await self._lend({config.name for config in own}, warn) if has_workspace else []
         try:
             toolset = Toolset(fixed, [*brought, *lent], warn)
@@ -123,7 +123,7 @@ class McpServers:
         lent = []
         for name, config in wanted.items():
             if name not in self._shared:
-                self._shared[name] = Peer(config, Owner(), self._processes, self._workspace, retry=self._retry)
+                self._shared[name] = Peer(config, Owner(), self._processes, self._workspace, self._secrets, retry=self._retry)
             if name not in taken:
                 lent.append(self._shared[name])
         for peer in lent:

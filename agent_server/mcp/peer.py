@@ -15,6 +15,7 @@ from agent_server.commands.execution import Owner
 from agent_server.commands.processes import Processes, finish
 from agent_server.errors import AgentServerError
 from agent_server.mcp.results import result_of
+from agent_server.redaction import Secrets
 from agent_server.workspace import Workspace
 from tools import ToolError, ToolResult
 
@@ -61,7 +62,9 @@ class Listed(msgspec.Struct, frozen=True):
 class Peer:
     """One configured server. `users` says how many tasks have it."""
 
-    def __init__(self, config: McpConfig, owner: Owner, processes: Processes, workspace: Workspace, *, retry: float = RETRY_TIME) -> None:
+    def __init__(
+        self, config: McpConfig, owner: Owner, processes: Processes, workspace: Workspace, secrets: Secrets, *, retry: float = RETRY_TIME
+    ) -> None:
         self.config = config
         self.users = 0
         self.used_at = time.monotonic()
@@ -73,6 +76,7 @@ class Peer:
         self._owner = owner
         self._processes = processes
         self._workspace = workspace
+        self._secrets = secrets
         self._connection: Connection | None = None
         self._auth: Any = None
         self._has_auth = False
@@ -167,7 +171,7 @@ class Peer:
         config = self.config
         if config.url is not None:
             if not self._has_auth:
-                self._auth, self._has_auth = authorization(config), True
+                self._auth, self._has_auth = authorization(config, self._secrets), True
             return await connect(config, self._workspace.root, None, signs, stack, self._auth)
         folder = self._workspace.resolve(config.cwd or ".", field="cwd")
         environment = await stack.enter_async_context(self._processes.lent([config.command or "", *config.args], folder, self._owner))

@@ -200,3 +200,10 @@ def test_a_task_brings_an_identity_that_is_never_shown(
     assert results(model) == ["echo done"]
     told = str(agent.task_events(task_id))
     assert not any(secret in told for secret in (ID_TOKEN, "our-secret-there", "our-secret-at-the-provider"))
+
+
+def test_a_token_that_an_authorization_server_gave_is_shown_nowhere(agent: ServerProcess, model: OpenAIEmulator, remote: Remote) -> None:
+    configure(agent, one=entry(remote))
+    task_id = run(agent, model, [call("echo", text="I was given the-token.")])
+    assert results(model) == ["echo done"]
+    assert "the-token" not in str(agent.task_events(task_id))
