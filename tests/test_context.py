@@ -328,6 +328,72 @@ def test_an_overflow_of_everything_ends_the_task_after_a_few_calls(small: Server
     assert [message["role"] for message in first] == ["system", "user", "assistant", "tool", "user"]  # as it was
 
 
+def too_long(length: int, *turns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns of a provider that finds too long what has more bytes, and every request for a summary."""
+    return [{**turn, "refuses": [f"longer than {length}", "summaries"]} for turn in turns]
+
+
+@pytest.mark.parametrize(("length", "form"), [(80_000, "recent"), (20_000, "prompt")])
+def test_a_session_of_which_no_summary_can_be_had_goes_on_without_what_is_old(
+    length: int, form: str, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    name = f"too-long-{form}"
+    model.script(*printings(6, 14_000), {"text": "I have seen six."}, *too_long(length, printing(10, "new"), {"text": "Fine."}))
+    assert small.post("/run", {"prompt": "Look.", "sessionId": name}).status_code == 200
+    task_id = small.submit("Next.", sessionId=name)
+    small.kill_at(task_id, "session.repaired")
+    small.start()
+    told = assert_completed(small, task_id)
+    (repaired,) = of_type(told, "session.repaired")
+    assert (repaired["form"], repaired["reason"]) == (form, "context_overflow")
+    assert {event["reason"] for event in of_type(told, "compaction.failed")} == {"context_overflow"}
+    assert not of_type(told, "session.compacted")
+    found = bodies(model)[-1]
+    said = str(texts(found))
+    assert "is left out" in texts(found)[0]
+    assert [text in said for text in ("turn0", "turn5", "I have seen six.", "Next.")] == [False, *[form == "recent"] * 2, True]
+    # From here on the session is as short as that.
+    model.script({"text": "And on."})
+    assert small.post("/run", {"prompt": "More?", "sessionId": name}).json()["response"] == "And on."
+    assert bodies(model)[0]["messages"][: len(found["messages"])] == found["messages"]
+
+
+def test_a_task_of_which_no_summary_can_be_had_goes_on_too(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(6, 14_000), *too_long(80_000, {"text": "Fine."}))
+    told = assert_completed(small, small.submit("Look.", sessionId="too-long-within"))
+    (repaired,) = of_type(told, "session.repaired")
+    assert repaired["form"] == "recent"
+    assert "Look." in texts(bodies(model)[-1])[0]
+
+
+def test_a_provider_that_takes_nothing_at_all_changes_nothing(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "takes-nothing"
+    model.script({"text": "Hello."}, printing(9_000), {"text": "Done."}, {"repeat": OVERFLOW, "times": 30})
+    for prompt in ("Hi.", "Look."):
+        small.post("/run", {"prompt": prompt, "sessionId": name})
+    before = [request.json["messages"] for request in model.requests()][-1]
+    task = small.finish(small.submit("Next.", sessionId=name))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert len(model.requests()) < 12
+    model.script({"text": "Fine."})
+    assert small.post("/run", {"prompt": "Now?", "sessionId": name}).json()["response"] == "Fine."
+    (after,) = bodies(model)
+    assert after["messages"][: len(before)] == before
+
+
+def test_a_model_that_never_makes_a_summary_does_not_end_its_session(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "never"
+    calls = {"tool_calls": [bash("true")]}
+    model.script(*printings(7, 14_000), *[calls] * 4, {"text": "On my own."}, {"text": "And on."})
+    task = small.finish(small.submit("Work.", sessionId=name))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    told = assert_completed(small, small.submit("Next.", sessionId=name))
+    assert len(of_type(told, "compaction.failed")) == MAX_COMPACTIONS
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["recent"]
+    assert small.post("/run", {"prompt": "More?", "sessionId": name}).json()["response"] == "And on."
+    bodies(model)
+
+
 def test_a_prompt_that_is_too_long_alone_fails_and_is_gone(small: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(OVERFLOW, {"text": "Fine."})
     task = small.finish(small.submit("word " * 40_000, sessionId="alone"))

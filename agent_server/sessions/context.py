@@ -2,7 +2,8 @@
 
 Before each model call its tokens are estimated. When they are too many, old tool outputs are removed first (`session.pruned`), and
 then a summary takes the place of all but the newest turns (`session.compacted`). Both are in the log before the next request is
-made, so that after any restart the same bytes are sent. A provider that refuses a call as too long leads here too.
+made, so that after any restart the same bytes are sent. A provider that refuses a call as too long leads here too. Where no summary
+can be had, what is old is left out without one (`repair.py`): no session is too long for its next prompt.
 """
 
 from collections.abc import Sequence
@@ -81,6 +82,7 @@ class Room:
         self._rest = 0.0
         self._compacted_at = 0
         self._believes = True
+        self._too_long: ModelError | None = None
         self._forget()
 
     def offer(self, specs: list[ToolSpec]) -> None:
@@ -133,20 +135,22 @@ class Room:
 
         Errors: as Ask's, and as `make`.
         """
-        call = Ask(self._run)
+        call = Ask(self._run, self._too_long)
         try:
             await call.ask(self._specs)
         except ModelError as error:
-            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
+            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun or self._too_long is not None:
                 raise
             await self.make(error)
             return False
+        self._too_long = None
         return True
 
     async def make(self, refused: ModelError | None = None) -> bool:
         """Sees to it that the next request fits, and gives whether anything had to go for that. `refused` is why the last one did not.
 
-        Where nothing can go, and the provider has not refused, it has the last word.
+        Where nothing can go, and the provider has not refused, it has the last word. Where it has, and no summary can be had, the
+        request is made without what is old.
         Errors: ModelError with Fault.CONTEXT_OVERFLOW when there is no way, another one when the model made no summary; Paused.
         """
         if refused is not None:
@@ -159,12 +163,17 @@ class Room:
             if chosen is None and refused is None and not self._run.conversation.compactions:
                 break
             if chosen is None or self._run.conversation.compactions >= MAX_COMPACTIONS:
-                raise self._overflow(refused)
+                if self._run.conversation.steps:  # what the task itself has said and done is too much
+                    raise self._overflow(refused)
+                self._too_long = self._overflow(refused)
+                break
             try:
                 made = await self._compact(chosen, is_refused=refused is not None) or made
             except ModelError as error:
-                if error.fault is not Fault.BAD_REQUEST or refused is not None:
+                if error.fault not in (Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW):
                     raise
+                if refused is not None:
+                    self._too_long = self._overflow(refused)
                 break  # the request itself can be made in a form that needs no summary
         return made
 

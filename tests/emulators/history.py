@@ -39,6 +39,10 @@ def refusal(body: dict[str, Any], what: str) -> str | None:
             return "messages.2: `tool_use` ids were found without `tool_result` blocks immediately after: toolu_1"
         case "roles" if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
             return "Conversation roles must alternate user/assistant/user/assistant/..."
+        case "summaries" if "## Next steps" in json.dumps(messages[-1:]):
+            return "prompt is too long: 210000 tokens > 200000 maximum"
+        case _ if what.startswith("longer than ") and len(json.dumps(messages)) > int(what.removeprefix("longer than ")):
+            return "prompt is too long: 210000 tokens > 200000 maximum"
         case "everything":
             return "The model `nonesuch` does not exist"
         case _ if what.startswith("word ") and what.removeprefix("word ") in json.dumps(messages):
