@@ -185,8 +185,19 @@ def test_the_count_of_the_provider_tells_when_it_is_full(base: int, small: Serve
     assert is_summary_request(bodies(model)[2])
 
 
-def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
-    usage = {"prompt_tokens": 90_000, "completion_tokens": 2_000, "total_tokens": 92_000}
+def test_a_count_of_more_than_the_model_can_read_is_no_reason_to_compact(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 1_000_000, "total_tokens": 2_000_000, "cost": 1}
+    model.script(*[{**turn, "usage": usage} for turn in printings(9, 2_000)])
+    task = small.finish(small.submit(sessionId="beyond", maxCost=4.5))
+    assert (task["status"], task["error"]["details"]["reason"], task["steps"]) == ("failed", "max_cost", 5)
+    model.script({"text": "Fine."})
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "beyond"}).json()["response"] == "Fine."
+
+
+def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(
+    base: int, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    usage = {"prompt_tokens": base + SMALL + 2_000, "completion_tokens": 2_000, "total_tokens": base + SMALL + 4_000}
     model.script(
         printing(2_000),
         {**printing(2_000), "usage": usage},

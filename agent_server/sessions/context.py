@@ -53,7 +53,8 @@ FACTORS = (0.5, 3.0)
 """Between these lies how many tokens a provider counts for one of ours; what is beyond is no matter of tokenizers."""
 
 UNBELIEVED = 0.9
-"""A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls."""
+"""A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls.
+Nor is one of a prompt that was answered, and is larger than all that the model can read."""
 
 PRUNED_TOKENS = text_tokens(PRUNED)
 
@@ -119,7 +120,8 @@ class Room:
     def _calibrate(self, measured: int) -> None:
         if not measured:
             return
-        if self._compacted_at and measured > self._compacted_at * UNBELIEVED:
+        prompt = self._run.conversation.usage.get("prompt_tokens") or 0
+        if prompt > self._window or (self._compacted_at and measured > self._compacted_at * UNBELIEVED):
             self._believes = False
         self._compacted_at = 0
         if not self._believes:
