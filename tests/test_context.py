@@ -220,6 +220,16 @@ def test_a_new_prompt_that_does_not_fit_beside_the_old_ones_is_kept_and_answered
     assert texts(last)[1] == prompt
 
 
+def test_a_prompt_that_does_not_fit_beside_the_summary_is_sent_with_it_all_the_same(small: ServerProcess, model: OpenAIEmulator) -> None:
+    prompt, summary = "word " * 17_500, f"A summary{'.' * 6_000}"
+    model.script({"text": "First. " * 3_000}, {"text": "Second."}, {"text": summary}, {"text": "Third."})
+    for said in ("short", "short", prompt):
+        assert small.post("/run", {"prompt": said, "sessionId": "beside"}).status_code == 200
+    first, last = texts(bodies(model)[-1])
+    assert summary in first
+    assert last == prompt
+
+
 def test_a_prompt_with_a_schema_survives_the_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(*printings(7, 14_000), {"text": "A summary."}, {"text": '{"n": 9}'})
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}

@@ -159,13 +159,14 @@ class Room:
             self._limit = min(self._limit, self.estimate() - 1)
         elif not self._is_over:
             return False
+        conversation = self._run.conversation
         made = await self._prune()
         while self._is_over:
             chosen = self._choose()
-            if chosen is None and refused is None and not self._run.conversation.compactions:
+            if chosen is None and refused is None and not (conversation.compactions and conversation.steps):
                 break
-            if chosen is None or self._run.conversation.compactions >= MAX_COMPACTIONS:
-                if self._run.conversation.steps:  # what the task itself has said and done is too much
+            if chosen is None or conversation.compactions >= MAX_COMPACTIONS:
+                if conversation.steps:  # what the task itself has said and done is too much
                     raise self._overflow(refused)
                 self._too_long = self._overflow(refused)
                 break
