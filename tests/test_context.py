@@ -402,6 +402,14 @@ def test_a_provider_that_takes_nothing_at_all_changes_nothing(small: ServerProce
     assert after["messages"][: len(before)] == before
 
 
+def test_a_model_that_answers_nothing_for_a_summary_does_not_end_its_session(small: ServerProcess, model: OpenAIEmulator) -> None:
+    refusal = {"text": "", "finish_reason": "refusal"}
+    model.script(*printings(7, 14_000), {"repeat": {"text": " "}, "times": 4}, OVERFLOW, refusal, refusal, {"text": "Fine."})
+    told = assert_completed(small, small.submit("Work.", sessionId="nothing"))
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["empty", "bad_request"]
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["recent"]
+
+
 def test_a_model_that_never_makes_a_summary_does_not_end_its_session(small: ServerProcess, model: OpenAIEmulator) -> None:
     name = "never"
     calls = {"tool_calls": [bash("true")]}

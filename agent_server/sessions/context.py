@@ -56,6 +56,9 @@ UNBELIEVED = 0.9
 """A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls.
 Nor is one of a prompt that was answered, and is larger than all that the model can read."""
 
+OF_SUMMARIES = frozenset({Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW, Fault.EMPTY, Fault.BAD_RESPONSE})
+"""Faults of a request for a summary that need not be those of the task's own request: it is made without a summary."""
+
 PRUNED_TOKENS = text_tokens(PRUNED)
 
 
@@ -173,7 +176,7 @@ class Room:
             try:
                 made = await self._compact(chosen, is_refused=refused is not None) or made
             except ModelError as error:
-                if error.fault not in (Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW):
+                if error.fault not in OF_SUMMARIES:
                     raise
                 if refused is not None:
                     self._too_long = self._overflow(refused)
