@@ -27,6 +27,9 @@ OVERFLOW = re.compile(
 )
 """How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Z.ai, Together, vLLM, llama.cpp and Ollama say that a prompt is too long."""
 
+TEMPLATE = re.compile(r"jinja|chat[ _]template|roles must alternate", re.IGNORECASE)
+"""How llama.cpp and servers on it say, with a 500, that a model's template has no form for this conversation."""
+
 NEVER_FITS = "request too large"
 """What OpenAI says, with a 429, of a request that alone is more than the tokens of a minute: waiting does not help."""
 
@@ -105,7 +108,7 @@ def _classify(status: int, part: ErrorPart, said: str) -> Fault:
         return Fault.RATE_LIMIT
     if status == 413 or OVERFLOW.search(f"{code} {said}"):
         return Fault.CONTEXT_OVERFLOW
-    if status >= 500 or status in BUSY:
+    if (status >= 500 or status in BUSY) and not TEMPLATE.search(said):
         return Fault.OVERLOADED
     return Fault.BAD_REQUEST
 

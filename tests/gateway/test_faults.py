@@ -86,6 +86,8 @@ def test_every_provider_says_overflow_in_its_own_words(status: int, message: str
         (403, {"message": "Requires moderation"}, Fault.BAD_REQUEST),
         (400, {"message": "API key not valid. Please pass a valid API key.", "code": 400}, Fault.AUTHENTICATION),
         (400, {"message": None, "code": None}, Fault.BAD_REQUEST),
+        (500, {"message": "Jinja Exception: Conversation roles must alternate user/assistant/...", "code": 500}, Fault.BAD_REQUEST),
+        (500, {"message": "Failed to apply chat template", "type": "server_error"}, Fault.BAD_REQUEST),
     ],
 )
 def test_what_an_error_says_counts_beside_its_status(status: int, error: dict[str, Any], fault: Fault) -> None:
