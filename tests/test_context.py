@@ -517,6 +517,18 @@ def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usa
     assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
 
 
+def test_a_long_transcript_alone_is_summarised(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "transcript"
+    model.script(*printings(6, 14_000), {"text": "I have seen six.", "refuses": ["calls"]})
+    assert small.post("/run", {"prompt": "Look.", "sessionId": name}).status_code == 200
+    forked = small.get(f"/sessions/{name}/messages").json()["messages"][0]["messageId"]
+    reply = small.post(f"/sessions/{name}/fork", {"atMessageId": forked})
+    model.script({"text": "A summary."}, {"text": "Fine."})
+    told = small.post("/run", {"prompt": "word " * 7_000, "sessionId": reply.json()["sessionId"]})
+    assert told.json()["response"] == "Fine."
+    assert "A summary." in texts(bodies(model)[-1])[0]
+
+
 def test_a_summary_that_is_cut_off_is_asked_for_shorter_and_counts_twice(small: ServerProcess, model: OpenAIEmulator) -> None:
     usage = {"prompt_tokens": 5_000, "completion_tokens": 70, "total_tokens": 5_070, "cost": 0.25}
     model.script(
