@@ -26,7 +26,7 @@ from agent_server.sessions.entries import (
     with_plan_over,
     without_output,
 )
-from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
+from agent_server.sessions.repair import FORMS, MAX_REPAIRS, SHORT_FORMS, Form, Said, forms, reformed
 from agent_server.sessions.seen_files import remember
 from agent_server.sessions.standing import standing
 from agent_server.sessions.stuck import Repetition
@@ -112,10 +112,9 @@ class Conversation:
         ends = [returned(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
         return [*self.entries, *ends]
 
-    @property
-    def forms(self) -> Sequence[Form]:
-        """The other forms in which the next request can be made, where its provider refuses it: once for each task."""
-        return forms(self._said(self._shown)) if not self.repairs else ()
+    def forms(self, *, is_too_long: bool = False) -> Sequence[Form]:
+        """The other forms in which the next request can be made, where its provider refuses it, or has no room for it."""
+        return forms(self._said(self._shown), is_too_long=is_too_long) if self.repairs < MAX_REPAIRS else ()
 
     def in_form(self, form: Form) -> Sequence[Message]:
         """What the next request is made of, in another form."""
@@ -128,7 +127,8 @@ class Conversation:
     def _said(self, entries: Sequence[Entry]) -> list[Said]:
         own = [entry.message.role == "user" and entry.task_id == self._task_id and not entry.is_summary for entry in entries]
         # A task whose prompt is in a summary has that to go by.
-        return [(entry.message, is_own or (entry.is_summary and not any(own))) for entry, is_own in zip(entries, own, strict=True)]
+        has_prompt = any(entry.message_id == prompt_id(self._task_id or "") for entry in entries)
+        return [(entry.message, is_own or (entry.is_summary and not has_prompt)) for entry, is_own in zip(entries, own, strict=True)]
 
     def apply(self, event: Event) -> None:
         """Takes the next event in. Skips types that are none of a conversation's."""
@@ -257,7 +257,7 @@ class Conversation:
 
     def _repaired(self, event: Event) -> None:
         data = event.data
-        if data["form"] not in FORMS:
+        if data["form"] not in (*FORMS, *SHORT_FORMS):
             return
         self._close_calls()
         self._enter(event.task_id or "", data["added"])
@@ -267,8 +267,9 @@ class Conversation:
             self.entries = [msgspec.structs.replace(entry, message=message) for entry, message in pairs]
         else:
             shown = tuple(sorted(self.instructions)) if data["form"] == "transcript" else ()
-            told = {"instructions": shown, **still_true(self.entries)}
-            self.entries = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
+            cut = len(self.entries) - len(messages) + 1
+            told = {"instructions": shown, **still_true(self.entries[:cut])}
+            self.entries[:cut] = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
         self.repairs += 1
         self._changed()
 
