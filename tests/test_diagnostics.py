@@ -270,6 +270,16 @@ def test_every_file_of_a_patch_is_checked(anew: ServerProcess, model: OpenAIEmul
     assert "gone.py:" not in patched
 
 
+def test_hostile_files_and_output_take_no_time(tmp_path: Path) -> None:
+    known = {checker.name: checker for checker in CHECKERS}
+    write(tmp_path / "pyproject.toml", "\n" * 1_000_000)
+    assert not known["ruff"].configured(tmp_path)
+    write(tmp_path / "tsconfig.json", '{"files":[],' + '"references":[' * 70_000)
+    assert len(known["tsc"].commands(tmp_path, [])) == 1
+    (found,) = known["tsc"].read("a.ts(1,1): error TS1: x\n" + " x\n" * 500_000, tmp_path)
+    assert len(found.text) < 2_000
+
+
 @pytest.mark.parametrize("checker", CHECKERS, ids=[checker.name for checker in CHECKERS])
 def test_output_of_any_kind_is_read(checker: object) -> None:
     (known,) = [one for one in CHECKERS if one is checker]
