@@ -1,11 +1,12 @@
 """What the rules of opencode.json say of a call."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_server.calling.permissions import Called, Judgement, Places, judge, parse_rules
+from agent_server.calling.permissions import Called, Judgement, Places, judge, read_rules, rules_of
 from agent_server.errors import InvalidRequest
 
 
@@ -23,7 +24,7 @@ def verdict(places: Places, rules: Any, tool: str, *, is_own: bool = True, **arg
 
 
 def said(places: Places, rules: Any, tool: str, *, is_own: bool = True, **arguments: Any) -> Judgement:
-    return judge(parse_rules(rules), (), Called(tool, arguments, is_own), places)
+    return judge(rules_of({"permission": rules}), (), Called(tool, arguments, is_own), places)
 
 
 def patch(lines: str) -> dict[str, str]:
@@ -192,10 +193,92 @@ def test_always_allows_the_pattern_and_never_everything(places: Places, rules: A
     assert asked.verdict == "ask"
     assert [pattern for _, pattern in asked.always] == wanted
     if wanted:
-        again = judge(parse_rules({"bash": rules}), asked.always, Called("bash", {"command": command}), places)
+        again = judge(rules_of({"permission": {"bash": rules}}), asked.always, Called("bash", {"command": command}), places)
         assert again.verdict == "allow"
-        stricter = judge(parse_rules({"bash": {"*": "deny"}}), asked.always, Called("bash", {"command": command}), places)
+        stricter = judge(rules_of({"permission": {"bash": {"*": "deny"}}}), asked.always, Called("bash", {"command": command}), places)
         assert stricter.verdict == "deny"
+
+
+LAYERED = {
+    "tools": {"write": False, "webfetch": False, "bash": True},
+    "permission": {"webfetch": "ask"},
+    "permissions": [{"action": "shell", "resource": "rm *", "effect": "deny"}, {"action": "subagent", "resource": "*", "effect": "ask"}],
+    "agent": {"build": {"permission": {"bash": {"rm a": "allow"}}}, "plan": {"tools": {"webfetch": False}}},
+    "agents": {"general": {"permissions": [{"action": "edit", "resource": "*.md", "effect": "allow"}]}},
+    "mode": {"explore": {"permission": "deny"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("agents", "tool", "arguments", "wanted"),
+    [
+        ((), "edit", {"filePath": "a"}, "deny"),
+        ((), "webfetch", {"url": "https://a.example"}, "ask"),
+        ((), "bash", {"command": "ls"}, "allow"),
+        ((), "bash", {"command": "rm a"}, "deny"),
+        ((), "task", {"subagent_type": "general"}, "ask"),
+        (("build",), "bash", {"command": "rm a"}, "allow"),
+        (("build",), "bash", {"command": "rm b"}, "deny"),
+        (("plan",), "bash", {"command": "rm a"}, "deny"),
+        (("plan",), "webfetch", {"url": "https://a.example"}, "deny"),
+        (("build", "general"), "write", {"filePath": "a.md"}, "allow"),
+        (("build", "general"), "bash", {"command": "rm a"}, "allow"),
+        (("plan", "explore"), "read", {"filePath": "a"}, "deny"),
+    ],
+)
+def test_older_and_later_forms_and_those_of_agents(
+    places: Places, agents: tuple[str, ...], tool: str, arguments: dict[str, Any], wanted: str
+) -> None:
+    assert judge(rules_of(LAYERED, agents), (), Called(tool, arguments), places).verdict == wanted
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ({"github_*": "deny"}, "deny"),
+        ({"*": "ask", "github_*": "allow"}, "allow"),
+        ({"*": "ask", "github_create_issue": "allow"}, "allow"),
+        ({"create_issue": "deny"}, "deny"),
+        ({"*": "ask", "create_issue": "allow"}, "ask"),
+        ({"*": "ask", "hub_create_issue": "allow"}, "allow"),
+        ({"github_*": {"*prod*": "deny"}}, "deny"),
+        ({"github_*": {"*test*": "deny"}}, "allow"),
+    ],
+)
+def test_a_tool_of_an_mcp_server_goes_by_all_of_its_names(places: Places, rules: Any, wanted: str) -> None:
+    call = Called("hub_create_issue", {"in": "prod"}, is_own=False, names=("github_create_issue",), likely=("create_issue",))
+    assert judge(rules_of({"permission": rules}), (), call, places).verdict == wanted
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    given = {"permission": {"doom_loop": "ask"}, "agent": {"review": {"permission": {"edit": "deny"}}, "plan": {"model": "x"}}}
+    (tmp_path / "opencode.json").write_text(json.dumps(given))
+    found = read_rules(tmp_path)
+    assert found.given == {"permission": {"doom_loop": "ask"}}
+    assert [complaint.split()[1] for complaint in found.complaints] == ["agent.review", "doom_loop"]
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"tools": []}, "tools"),
+        ({"tools": {"bash": "off"}}, "tools.bash"),
+        ({"permissions": {"bash": "deny"}}, "permissions"),
+        ({"permissions": ["deny"]}, "permissions[0]"),
+        ({"permissions": [{"action": "a", "resource": "*"}]}, "permissions[0].effect"),
+        ({"permissions": [{"resource": "*", "effect": "deny"}]}, "permissions[0]"),
+        ({"agent": "x"}, "agent"),
+        ({"agent": {"build": "x"}}, "agent.build"),
+        ({"agent": {"build": {"permission": {"bash": "no"}}}}, "agent.build.permission.bash"),
+        ({"agents": {"plan": {"permissions": [1]}}}, "agents.plan.permissions[0]"),
+        ({"agent": {"general": {"tools": {"bash": 1}}}}, "agent.general.tools.bash"),
+    ],
+)
+def test_in_a_file_what_cannot_be_understood_is_named(tmp_path: Path, given: Any, place: str) -> None:
+    (tmp_path / "opencode.json").write_text(json.dumps(given))
+    with pytest.raises(InvalidRequest) as refused:
+        read_rules(tmp_path)
+    assert refused.value.details["path"] == place
 
 
 @pytest.mark.parametrize(
@@ -216,7 +299,7 @@ def test_always_allows_the_pattern_and_never_everything(places: Places, rules: A
 )
 def test_what_cannot_be_understood_is_named(value: Any, place: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        parse_rules(value)
+        rules_of({"permission": value})
     assert refused.value.details["path"] == place
     assert place in refused.value.message
 

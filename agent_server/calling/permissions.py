@@ -17,7 +17,7 @@ import msgspec
 from agent_server.calling.programs import UNKNOWN
 from agent_server.calling.shell import commands
 from agent_server.errors import InvalidRequest
-from agent_server.workspace_config import NAMES, ConfigInvalid, read
+from agent_server.workspace_config import ConfigInvalid, read
 from tools import ToolError
 from tools._fetch import PORTS, parse_url
 from tools._patch import parse
@@ -38,6 +38,15 @@ SHOWN = 20
 
 EDITING = frozenset({"edit", "write", "apply_patch", "patch", "multiedit"})
 """The tools that the key `edit` covers."""
+
+_ACTIONS: Mapping[str, str] = {"shell": "bash", "subagent": "task"}
+"""The tools that OpenCode 2 calls otherwise."""
+
+_AGENT_KEYS = ("mode", "agent", "agents")
+"""Where agents have rules of their own: in older files, in OpenCode 1 and in OpenCode 2."""
+
+_AGENTS = ("build", "plan", "explore", "general")
+"""OpenCode's agents that there are here: a task's own, one in plan mode, and the two kinds of subagents."""
 
 OUTSIDE = "external_directory"
 """The key for paths outside the workspace."""
@@ -85,47 +94,108 @@ class Judgement(msgspec.Struct, frozen=True):
 
 class _Subject(msgspec.Struct, frozen=True):
     """One thing that a call does: a text, under a permission's key and a tool's name. `names` are other names of the very same,
-    `likely` what it most likely is: rules that allow are not held against those."""
+    `likely` what it most likely is: rules that allow are not held against those. The same goes for the tool."""
 
     permission: str
     tool: str
     text: str
     names: tuple[str, ...] = ()
     likely: tuple[str, ...] = ()
+    tool_names: tuple[str, ...] = ()
+    likely_tools: tuple[str, ...] = ()
 
 
-def read_rules(root: Path) -> Any:
-    """Gives `permission` of the workspace's opencode.json as it stands there, checked; None where there is none. Blocks.
+class Found(msgspec.Struct, frozen=True):
+    """What opencode.json says of permissions, as it stands there: `given` for `rules_of`; and in words what has no effect here."""
+
+    given: Mapping[str, Any]
+    complaints: Sequence[str]
+
+
+def read_rules(root: Path) -> Found:
+    """Gives what the workspace's opencode.json says of permissions, checked. Blocks.
 
     Errors: InvalidRequest that names what cannot be understood: nothing is allowed by a mistake.
     """
-    for path in (root / name for name in NAMES):
-        if path.exists() and not path.is_file():  # a pipe could keep its reader for ever
-            raise InvalidRequest(f"The permissions of this workspace cannot be read: {path.name} is no file. Mend it.", path="permission")
     try:
-        value = read(root).get("permission")
+        settings = read(root)
     except ConfigInvalid as error:
         raise InvalidRequest(f"The permissions of this workspace cannot be read: {error} Mend the file.", path="permission") from error
-    parse_rules(value)
-    return value
+    given = _parts(settings)
+    complaints: list[str] = []
+    for key in _AGENT_KEYS:
+        sections = {name: part for name, section in _object(settings, key).items() if (part := _parts(_object(settings[key], name, key)))}
+        complaints += [f"{key}.{name} has rules, and no agent of that name runs here." for name in sections if name not in _AGENTS]
+        if known := {name: part for name, part in sections.items() if name in _AGENTS}:
+            given[key] = known
+    if any(rule.tool == "doom_loop" and rule.verdict != "allow" for rule in rules_of(given, _AGENTS)):
+        complaints.append("doom_loop is not asked about: a call that repeats itself is told so, and then ends the task (stuck).")
+    return Found(given, [f"opencode.json: {complaint}" for complaint in complaints])
 
 
-def parse_rules(value: Any) -> Rules:
-    """Gives the rules in their order. Errors: InvalidRequest with the key that cannot be understood."""
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        return (Rule("*", "*", _verdict(value, "permission")),)
-    rules: list[Rule] = []
-    for tool, said in value.items():
-        place = f"permission.{_name(tool, 'permission')}"
-        if isinstance(said, dict):
-            rules += [Rule(tool, _name(pattern, place), _verdict(verdict, f"{place}.{pattern}")) for pattern, verdict in said.items()]
-        else:
-            rules.append(Rule(tool, "*", _verdict(said, place)))
+def _parts(section: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: section[key] for key in ("tools", "permission", "permissions") if section.get(key) is not None}
+
+
+def _object(section: Mapping[str, Any], key: str, place: str = "") -> Mapping[str, Any]:
+    found = section.get(key)
+    if found is not None and not isinstance(found, dict):
+        raise _bad(f"{place}.{key}" if place else key, f"expected an object, got {_shortened(found)}")
+    return found or {}
+
+
+def rules_of(given: Mapping[str, Any], agents: Sequence[str] = ()) -> Rules:
+    """Gives the rules in their order: those of the file, then its own for each of these agents.
+
+    Shape: `tools` (a word for each, the older form), `permission`, `permissions` (a list, OpenCode 2). Errors: InvalidRequest with the
+    key that cannot be understood.
+    """
+    rules = _rules(given, "")
+    for name in agents:
+        for key in _AGENT_KEYS:
+            rules += _rules(given.get(key, {}).get(name, {}), f"{key}.{name}.")
     if len(rules) > MAX_RULES:
         raise _bad("permission", f"it has {len(rules)} rules; {MAX_RULES} are the most")
     return tuple(rules)
+
+
+def _rules(section: Mapping[str, Any], place: str) -> list[Rule]:
+    switches = [_switch(name, is_on, f"{place}tools") for name, is_on in _object(section, "tools", place.rstrip(".")).items()]
+    rules = _by_tool(section.get("permission"), f"{place}permission")
+    listed = section.get("permissions", [])
+    if not isinstance(listed, list):
+        raise _bad(f"{place}permissions", f"expected a list of rules, got {_shortened(listed)}")
+    return [*switches, *rules, *(_listed(each, f"{place}permissions[{number}]") for number, each in enumerate(listed))]
+
+
+def _switch(name: str, is_on: Any, place: str) -> Rule:
+    if not isinstance(is_on, bool):
+        raise _bad(f"{place}.{name[:40]}", f"expected true or false, got {_shortened(is_on)}")
+    return Rule(permission_of(_name(name, place)), "*", "allow" if is_on else "deny")
+
+
+def _by_tool(value: Any, place: str) -> list[Rule]:
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        return [Rule("*", "*", _verdict(value, place))]
+    rules: list[Rule] = []
+    for tool, said in value.items():
+        within = f"{place}.{_name(tool, place)}"
+        if isinstance(said, dict):
+            rules += [Rule(tool, _name(pattern, within), _verdict(verdict, f"{within}.{pattern}")) for pattern, verdict in said.items()]
+        else:
+            rules.append(Rule(tool, "*", _verdict(said, within)))
+    return rules
+
+
+def _listed(value: Any, place: str) -> Rule:
+    fields = value if isinstance(value, dict) else {}
+    action, resource = fields.get("action"), fields.get("resource")
+    if not isinstance(action, str) or not isinstance(resource, str):
+        raise _bad(place, f"expected action, resource and effect, got {_shortened(value)}")
+    effect = _verdict(fields.get("effect"), f"{place}.effect")
+    return Rule(_ACTIONS.get(action, _name(action, place)), _name(resource, place), effect)
 
 
 def _name(text: str, place: str) -> str:
@@ -137,8 +207,11 @@ def _name(text: str, place: str) -> str:
 def _verdict(value: Any, place: str) -> Verdict:
     if value == "allow" or value == "ask" or value == "deny":
         return value  # type: ignore[no-any-return]  # it is one of the three
-    shown = msgspec.json.encode(value).decode()[:60]
-    raise _bad(place, f"expected allow, ask or deny, got {shown}")
+    raise _bad(place, f"expected allow, ask or deny, got {_shortened(value)}")
+
+
+def _shortened(value: Any) -> str:
+    return msgspec.json.encode(value).decode()[:60]
 
 
 def _bad(place: str, what: str) -> InvalidRequest:
@@ -146,11 +219,14 @@ def _bad(place: str, what: str) -> InvalidRequest:
 
 
 class Called(msgspec.Struct, frozen=True):
-    """A call: of which tool, with which arguments, and whether that tool is one of ours."""
+    """A call: of which tool, with which arguments, and whether that tool is one of ours. `names` are other names of the tool, `likely`
+    what others may mean by it: rules that allow are not held against those."""
 
     tool: str
     arguments: Mapping[str, Any]
     is_own: bool = True
+    names: tuple[str, ...] = ()
+    likely: tuple[str, ...] = ()
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -195,10 +271,11 @@ def _judge(rules: Rules, subject: _Subject) -> tuple[Verdict, str | None]:
     verdict: Verdict = "allow"
     said: str | None = None
     for rule in reversed(rules):
-        if not (_matches(rule.tool, subject.permission) or _matches(rule.tool, subject.tool)):
+        is_named = any(_matches(rule.tool, name) for name in (subject.permission, subject.tool, *subject.tool_names))
+        if not is_named and not any(_matches(rule.tool, name) for name in subject.likely_tools):
             continue
-        is_certain = any(_matches(rule.pattern, text) for text in (subject.text, *subject.names))
-        is_possible = is_certain or any(_may_match(rule.pattern, text) for text in (subject.text, *subject.likely))
+        is_certain = is_named and any(_matches(rule.pattern, text) for text in (subject.text, *subject.names))
+        is_possible = is_certain or any(_may_match(rule.pattern, text) for text in (subject.text, *subject.names, *subject.likely))
         if is_possible and (rule.verdict != "allow" or is_certain) and STRICTNESS[rule.verdict] >= STRICTNESS[verdict]:
             verdict, said = rule.verdict, (rule.pattern if said is None or rule.verdict != verdict else said)
         if is_certain:
@@ -238,7 +315,7 @@ def _subjects(call: Called, places: Places) -> list[_Subject]:
     if not call.is_own:  # somebody else's: its arguments are what they are
         is_like_ours = tool in _PATHS or tool in _SUBJECTS or tool in EDITING or tool == "bash"
         text = UNKNOWN if is_like_ours else msgspec.json.encode(given, order="sorted").decode()
-        return [_Subject(permission, tool, text)]
+        return [_Subject(permission, tool, text, tool_names=call.names, likely_tools=call.likely)]
     if tool in _PATHS:
         name, default = _PATHS[tool]
         return _files(tool, str(given.get(name) or default), places)
