@@ -1,6 +1,7 @@
 """What the rules of opencode.json say of a call."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ def within(folder: str, lines: str) -> dict[str, str]:
     return {"patchText": f"cd {folder} && apply_patch <<'EOF'\n{patch(lines)['patchText']}\nEOF"}
 
 
+HOME = os.path.expanduser("~")
+
 DENY_RM = {"*": "allow", "rm *": "deny", "git push*": "ask"}
 ONLY_STATUS = {"*": "ask", "git status*": "allow"}
 
@@ -61,6 +64,15 @@ ONLY_STATUS = {"*": "ask", "git status*": "allow"}
         (DENY_RM, "case a in b) ls;; esac", "deny"),
         (DENY_RM, "xargs rm < list", "deny"),
         (DENY_RM, "A=1", "allow"),
+        (DENY_RM, "git pus?", "ask"),
+        (DENY_RM, "git add *.py", "allow"),
+        (DENY_RM, "find . -name *.py", "allow"),
+        ({"cat .env*": "deny"}, "cat .e*", "deny"),
+        ({"cat .env*": "deny"}, "cat .[e]nv", "deny"),
+        ({"cat .env*": "deny"}, "cat '.e*'", "allow"),
+        ({"cat .env*": "deny"}, "cat src/*.py", "allow"),
+        ({"*": "ask", "ls *.py": "allow"}, "ls *.py", "allow"),
+        ({"*": "ask", "ls a.py": "allow"}, "ls ?.py", "ask"),
         (ONLY_STATUS, "git status", "allow"),
         (ONLY_STATUS, "git status -s && git status", "allow"),
         (ONLY_STATUS, "git status | cat", "ask"),
@@ -117,6 +129,22 @@ def test_commands(places: Places, rules: Any, command: str, wanted: str) -> None
         ({"external_directory": "ask"}, "read", {"filePath": "/etc/passwd"}, "ask"),
         ({"external_directory": "ask"}, "read", {"filePath": "src"}, "allow"),
         ({"external_directory": "ask"}, "bash", {"command": "ls", "workdir": "/etc"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "cat /etc/passwd"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "git status && cd .. && ls"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "cp ~/.ssh/id_rsa ."}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "sudo cat '/etc/shadow'"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm /etc/*.conf"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm s*/../../x"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "touch ../a", "workdir": "src"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm -rf src/x {root}/src *.py $A a{b,c}"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "cat {outputs}/a"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "python3 /opt/x.py"}, "allow"),
+        ({"external_directory": {"*": "deny", "/etc/*": "allow"}}, "bash", {"command": "ls /etc/apt"}, "allow"),
+        ({"external_directory": {"*": "deny", "~/notes/*": "allow"}}, "bash", {"command": "cat ~/notes/a"}, "allow"),
+        ({"*": "deny", "bash": "allow"}, "bash", {"command": "ls && touch a"}, "allow"),
+        ({"bash": {"cat ~/.ssh/*": "deny"}}, "bash", {"command": f"cat {HOME}/.ssh/id"}, "deny"),
+        ({"bash": {f"cat {HOME}/.ssh/*": "deny"}}, "bash", {"command": "cat ~/.ssh/id"}, "deny"),
+        ({"bash": {"*": "ask", f"cat {HOME}/*": "allow"}}, "bash", {"command": "cat '~/a'"}, "ask"),
         ({"external_directory": "ask"}, "grep", {"pattern": "a", "path": "../.."}, "ask"),
         ({"external_directory": "ask"}, "glob", {"pattern": "/etc/*.conf"}, "ask"),
         ({"external_directory": "ask"}, "glob", {"pattern": "../*", "path": "."}, "ask"),

@@ -51,6 +51,11 @@ _AGENTS = ("build", "plan", "explore", "general")
 OUTSIDE = "external_directory"
 """The key for paths outside the workspace."""
 
+_FILE_COMMANDS = frozenset(
+    "cat cd chgrp chmod chown cp head less ln ls mkdir more mv popd pushd rm rmdir tail tee touch".split()  # noqa: SIM905  # a list of names
+)
+"""Commands whose words are paths. OpenCode looks at these, but for the readers of files besides cat."""
+
 _SUBJECTS: Mapping[str, str] = {
     "glob": "pattern",
     "grep": "pattern",
@@ -244,7 +249,7 @@ def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places
     permission = permission_of(call.tool)
     found: dict[Verdict, list[tuple[_Subject, str | None]]] = {"allow": [], "ask": [], "deny": []}
     approved = list(allowed)
-    for subject in _subjects(call, places) if rules else ():
+    for subject in _subjects(call, places, any(_matches(rule.tool, OUTSIDE) for rule in rules)) if rules else ():
         verdict, pattern = _judge(rules, subject)
         if verdict == "ask" and any(key == subject.permission and _matches(known, subject.text) for key, known in approved):
             verdict = "allow"
@@ -310,7 +315,7 @@ _WITH_VERBS = frozenset(
 # What a call does
 
 
-def _subjects(call: Called, places: Places) -> list[_Subject]:
+def _subjects(call: Called, places: Places, is_outside_ruled: bool) -> list[_Subject]:
     tool, given, permission = call.tool, call.arguments, permission_of(call.tool)
     if not call.is_own:  # somebody else's: its arguments are what they are
         is_like_ours = tool in _PATHS or tool in _SUBJECTS or tool in EDITING or tool == "bash"
@@ -326,17 +331,46 @@ def _subjects(call: Called, places: Places) -> list[_Subject]:
         around = os.path.join(str(around or "."), split_folder(str(given.get("pattern")))[0])
     outside = [subject for subject in _files(tool, str(around or "."), places) if subject.permission == OUTSIDE]
     if tool == "bash":
-        return [*(_Subject(tool, tool, text, likely=_plain_name(text)) for text in commands(str(given.get("command")))), *outside]
+        found = commands(str(given.get("command")))
+        paths = _named(found, os.path.join(places.root, str(around or "."))) if is_outside_ruled else []
+        outside += [subject for path in paths for subject in _outside(path, places)]
+        return [*(_Subject(tool, tool, text, likely=_spellings(text)) for text in found), *outside]
     if tool in _SUBJECTS:
         text = str(given.get(_SUBJECTS[tool]) or "")
         return [_Subject(tool, tool, text, likely=_plain_url(text) if tool == "webfetch" else ()), *outside]
     return [_Subject(permission, tool, msgspec.json.encode(given, order="sorted").decode()), *outside]
 
 
-def _plain_name(command: str) -> tuple[str, ...]:
+def _spellings(command: str) -> tuple[str, ...]:
+    """Gives a command by its program's bare name, and with the home folder as it is and as it is mostly written."""
     first, space, rest = command.partition(" ")
-    name = first.rpartition("/")[2]
-    return (f"{name}{space}{rest}",) if name != first else ()
+    plain = f"{first.rpartition('/')[2]}{space}{rest}"
+    home = os.path.expanduser("~")
+    found = [plain, _TILDE.sub(lambda _: f" {home}", plain), plain.replace(f" {home}/", " ~/")]
+    return tuple(text for text in dict.fromkeys(found) if text != command)
+
+
+_TILDE = re.compile(r" ~(?=/| |$)")
+
+
+def _named(found: Sequence[str], folder: str) -> list[str]:
+    """Gives the paths that commands for files name, as they are in a folder; UNKNOWN where one may lead anywhere."""
+    paths: dict[str, None] = {}
+    for command in found:
+        first, *words = command.split(" ")
+        for word in words if first.rpartition("/")[2] in _FILE_COMMANDS else ():
+            known, _, rest = os.path.expanduser(word).partition(UNKNOWN)
+            if ".." in rest.split("/"):
+                paths[UNKNOWN] = None
+            elif known and not known.startswith("-"):
+                paths[os.path.join(folder, known)] = None
+    return [*paths]
+
+
+def _outside(path: str, places: Places) -> list[_Subject]:
+    real = path if path == UNKNOWN else os.path.realpath(path)
+    is_inside = _is_in(real, places.root) or _is_in(real, places.outputs)
+    return [] if is_inside else [_Subject(OUTSIDE, OUTSIDE, real, _from_home(real))]
 
 
 def _plain_url(url: str) -> tuple[str, ...]:
@@ -370,9 +404,7 @@ def _files(tool: str, path: str, places: Places) -> list[_Subject]:
     found = [_file(tool, real, places.root)]
     if named != real and _is_in(named, places.root):
         found.append(_file(tool, named, places.root))
-    if not _is_in(real, places.root) and not _is_in(real, places.outputs):
-        found.append(_Subject(OUTSIDE, OUTSIDE, real, _from_home(real)))
-    return found
+    return [*found, *_outside(joined, places)]
 
 
 def _file(tool: str, path: str, root: str) -> _Subject:

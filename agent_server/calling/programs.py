@@ -5,6 +5,7 @@ They are known by name; one that is not here is seen as itself alone.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import msgspec
@@ -65,7 +66,8 @@ _OPAQUE = frozenset(
     {
         *("parallel", "watch", "script", "su", "runuser", "flock", "entr", "ssh-agent", "systemd-run", "at", "batch", "alias"),
         *("setpriv", "prlimit", "nsenter", "runcon", "numactl", "fakeroot", "pkexec", "gosu", "su-exec", "dumb-init", "tini"),
-        *("unbuffer", "rlwrap", "chronic", "xvfb-run", "ltrace", "valgrind", "toybox"),
+        *("unbuffer", "rlwrap", "chronic", "xvfb-run", "ltrace", "valgrind", "toybox", "setarch", "linux32", "linux64", "sg", "perf"),
+        *("screen", "tmux", "expect", "hyperfine", "direnv", "eatmydata", "bwrap", "firejail", "enable"),
     }
 )
 """Programs that take a command in forms of their own: what they run is UNKNOWN."""
@@ -79,10 +81,16 @@ class Uncertain(Exception):
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written."""
+    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written. In `shown` the parts of a pattern for the names
+    of files are UNKNOWN too."""
 
     text: str
     raw: str
+    shown: str
+
+    @classmethod
+    def unknown(cls) -> "Word":
+        return cls(UNKNOWN, "", UNKNOWN)
 
     @property
     def is_known(self) -> bool:
@@ -98,11 +106,10 @@ def known(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise Uncertain
     first = words[0].text
-    is_pattern = any(sign in words[0].raw for sign in "*?[") and words[0].raw != "["
-    if not words[0].is_known or is_pattern or not first or any(sign.isspace() for sign in first):
+    if UNKNOWN in words[0].shown or not first or any(sign.isspace() for sign in first):
         yield UNKNOWN
         return
-    yield " ".join(word.text or "''" for word in words)
+    yield " ".join(word.shown or "''" for word in words)
     name = first.rpartition("/")[2]
     if name in _SHELLS:
         yield from _of_shell(words, depth, split)
@@ -133,9 +140,18 @@ def _of_prefix(name: str, words: Sequence[Word], depth: int, split: Split) -> It
         if _takes_a_word(plain, how.valued):
             del rest[:1]
     rest = rest[how.words :]
+    if rest and how.feeds:
+        place = _replaced(words)
+        rest = [*(Word.unknown() if place in word.text else word for word in rest), Word.unknown()]
     if rest:
-        more = [Word(UNKNOWN, "")] if how.feeds else []
-        yield from known([*rest, *more], depth + 1, split)
+        yield from known(rest, depth + 1, split)
+
+
+def _replaced(words: Sequence[Word]) -> str:
+    """Gives what xargs puts its arguments in place of, at the most; where none is named, what it would be."""
+    found = [after.text if word.text == "-I" else word.text[2:] for word, after in pairwise(words) if word.text.startswith("-I")]
+    found += [word.text.partition("=")[2] for word in words if word.text.startswith("--replace=")]
+    return next((place for place in found if place), "{}")
 
 
 def _takes_a_word(option: str, valued: frozenset[str]) -> bool:
@@ -193,7 +209,7 @@ def _of_find(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
             yield from known(inner, depth + 1, split) if inner else (UNKNOWN,)
             inner = None
         else:
-            inner.append(Word(UNKNOWN, "") if "{}" in word.text else word)
+            inner.append(Word.unknown() if "{}" in word.text else word)
     if inner is not None:
         yield UNKNOWN
 
@@ -203,12 +219,18 @@ def _of_callback(words: Sequence[Word], depth: int, split: Split) -> Iterator[st
         yield UNKNOWN
 
 
+def _of_hash(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
+    if any(not word.is_known or (word.text.startswith("-") and "p" in word.text) for word in words[1:]):
+        yield UNKNOWN  # it gives a program another name
+
+
 _PROGRAMS: Mapping[str, Callable[[Sequence[Word], int, Split], Iterator[str]]] = {
     "eval": _of_eval,
     "trap": _of_trap,
     "source": _of_source,
     ".": _of_source,
     "find": _of_find,
+    "hash": _of_hash,
     "mapfile": _of_callback,
     "readarray": _of_callback,
     "compgen": _of_callback,

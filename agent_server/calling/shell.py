@@ -267,6 +267,7 @@ class _Reader:
     def _word(self) -> Word:
         begin = self._at
         text: list[str] = []
+        patterns: set[int] = set()  # where in it are signs that match names of files
         is_braced = False
         while ((sign := self._peek()) and sign not in _ENDS_WORD) or self._peek(2) in ("<(", ">("):
             if sign in "<>":
@@ -287,12 +288,17 @@ class _Reader:
                 text.append(self._expansion())
             else:
                 is_braced |= sign == "{"
+                if sign in "*?[":
+                    patterns.add(len(text))
                 text.append(self._take())
         if self._at == begin:
             raise Uncertain
         raw = self._text[begin : self._at].replace(_CONTINUED, "")
         made = "".join(text)
-        return Word(UNKNOWN if is_braced and ("," in made or ".." in made) else made, raw)
+        if is_braced and ("," in made or ".." in made):
+            return Word(UNKNOWN, raw, UNKNOWN)
+        shown = "".join(UNKNOWN if place in patterns else piece for place, piece in enumerate(text)) if raw != "[" else made
+        return Word(made, raw, shown)
 
     def _until(self, end: str) -> str:
         stop = self._text.find(end, self._at)
