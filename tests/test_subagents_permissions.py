@@ -101,6 +101,15 @@ def test_what_a_subagent_asks_outlives_a_kill_and_is_told_once(agent: ServerProc
     assert len(of_type(agent.task_events(task_id), "subagent.asked")) == 1
 
 
+def test_a_deadline_tells_of_what_a_subagent_has_asked_in_vain(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    rule(agent, {"bash": "ask"})
+    model.script(prompts(go=plan([task("look")]), look=plan([bash("touch made")])))
+    error = agent.post("/run", {"prompt": "go", "timeout": 3000}).json()["error"]
+    (asked,) = of_type(agent.task_events(error["details"]["taskId"]), "subagent.asked")
+    assert (error["code"], error["details"]["awaited"]) == ("TASK_TIMEOUT", [asked["permissionId"]])
+    assert asked["permissionId"] in error["message"]
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_a_subagent_of_a_plan_changes_nothing(resumed: bool, agent: ServerProcess, model: OpenAIEmulator) -> None:
     tries = [

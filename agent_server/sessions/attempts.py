@@ -119,8 +119,21 @@ class Attempts:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            raise _late(task.given["timeout_ms"], active.run) from None
+            raise await self._late(task, active.run) from None
         await finish(self._complete(run, answer))
+
+    async def _late(self, task: Task, run: Run | None) -> TaskTimeout:
+        """Gives what is told of a task whose deadline has come: also whose answer it, or a subagent that it waits for, has not got."""
+        limit = task.given["timeout_ms"]
+        asked = list(run.waits.open.values()) if run is not None else []
+        open_ids = {call.id for call in run.conversation.open_calls} if run is not None else set()
+        for child in await tasks.find_children(self._log, task.task_id):
+            if child.given["toolCallId"] in open_ids:
+                asked += (await waits.load(self._log, child.task_id)).open.values()
+        awaited = [event.data[waits.ASKING[event.type]] for event in asked]
+        details = {"reason": "timeout", "limit": limit, "reached": limit, **({"awaited": awaited} if awaited else {})}
+        why = f" It waited for an answer to what it had asked ({', '.join(awaited)})." if awaited else ""
+        return TaskTimeout(f"The task did not end within its timeout of {limit} ms.{why}", details=details)
 
     async def _rules(self, task: Task) -> Mapping[str, Any]:
         """Gives the rules of a task that begins, for as long as it lasts: what the agent makes of the file meanwhile changes nothing.
@@ -294,14 +307,6 @@ class Attempts:
         }
         await run.append(run.draft("task.completed", data, sync=True))
         await self.forget(task)
-
-
-def _late(limit: int, run: Run | None) -> TaskTimeout:
-    """Gives what is told of a task that its deadline (ms) has ended, also for whom it waited."""
-    asked = [event.data[waits.ASKING[event.type]] for event in run.waits.open.values()] if run is not None else []
-    details = {"reason": "timeout", "limit": limit, "reached": limit, **({"awaited": asked} if asked else {})}
-    why = f" It waited for an answer to what it had asked ({', '.join(asked)})." if asked else ""
-    return TaskTimeout(f"The task did not end within its timeout of {limit} ms.{why}", details=details)
 
 
 def system_message(state: conversation.Conversation, given: Mapping[str, Any]) -> Message:
