@@ -380,6 +380,9 @@ async def test_without_bash_no_program_of_the_workspace_is_run() -> None:
         ({"permission": {"*": "deny", "write": "allow", "edit": "allow"}}, False),
         ({"permission": {"bash": {"*": "allow", "ruff *": "ask"}}}, False),
         ({"lsp": False}, False),
+        ({"lsp": True}, True),
+        ({"lsp": {"pyright": {"disabled": True}, "ruff": {"disabled": False}, "gopls": 1}}, True),
+        ({"lsp": {"ruff": {"disabled": True}}}, False),
     ],
 )
 def test_the_workspaces_rules_hold_for_checkers(
@@ -389,6 +392,15 @@ def test_the_workspaces_rules_hold_for_checkers(
     write(workspace / "ruff.toml", "")
     write(workspace / "opencode.json", json.dumps(config))
     assert ("ruff found" in written(anew, model, "a.py")) == is_checked
+
+
+def test_typescript_is_turned_off_by_the_name_that_opencode_gives_it(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "tsconfig.json", "{}")
+    write(workspace / "opencode.json", '{"lsp": {"typescript": {"disabled": true}}}')
+    assert "tsc" not in written(anew, model, "a.ts", "const a: number = '';\n")
+    write(workspace / "opencode.json", "{}")
+    assert "tsc found 1 error" in written(anew, model, "b.ts", "const b: number = '';\n")
 
 
 def test_every_file_of_a_patch_is_checked(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:

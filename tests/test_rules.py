@@ -322,6 +322,7 @@ def test_in_a_file_what_cannot_be_understood_is_named(tmp_path: Path, given: Any
         ({"bash": {"rm *": {"x": "deny"}}}, "permission.bash.rm *"),
         ({"": "deny"}, "permission."),
         ({"bash": {"": "deny"}}, "permission.bash."),
+        ({"read": {"{env:HOME}/*": "deny"}}, "permission.read.{env:HOME}/*"),
         ({"bash": {str(number): "deny" for number in range(501)}}, "permission"),
     ],
 )

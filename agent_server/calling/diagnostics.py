@@ -49,6 +49,9 @@ MAX_MESSAGE = 300
 OUTPUT_BYTES = 256 * 1024
 """Bytes of a checker's output that are kept: some thousand errors."""
 
+OPENCODE_NAMES = {"tsc": "typescript"}
+"""What OpenCode calls the language servers of checkers that have other names."""
+
 BIN_FOLDERS = ("node_modules/.bin", ".venv/bin", "venv/bin")
 """Where a project has its own programs."""
 
@@ -98,12 +101,14 @@ async def diagnosed(caller: Caller, call: ToolCall, result: ToolResult) -> ToolR
     return msgspec.structs.replace(result, content="\n\n".join([result.content, *parts]), details=details)
 
 
-def _wanted(root: Path) -> Sequence[Checker]:
-    """Gives the checkers, unless opencode.json turns them off: `lsp` may be false. Blocks."""
+def _is_wanted(root: Path, checker: Checker) -> bool:
+    """Whether opencode.json leaves a checker on: `lsp` may be false, or have it `disabled` by its name or OpenCode's. Blocks."""
     try:
-        return [] if read(root).get("lsp") is False else CHECKERS
+        said = read(root).get("lsp")
     except ConfigInvalid:
-        return CHECKERS
+        return True
+    named = [said.get(name) for name in (checker.name, OPENCODE_NAMES.get(checker.name))] if isinstance(said, dict) else []
+    return said is not False and not any(isinstance(one, dict) and one.get("disabled") is True for one in named)
 
 
 def _may_run(caller: Caller, checker: Checker) -> bool:
@@ -120,11 +125,13 @@ def _plan(caller: Caller, result: ToolResult) -> tuple[Sequence[_Run], Sequence[
     root = caller.around.workspace.root
     files = [path for name in _changed(result)[:MAX_FILES] if (path := root / name).is_relative_to(root) and path.is_file()]
     runs: list[_Run] = []
-    for checker in [one for one in _wanted(root) if _may_run(caller, one)] if files else ():
+    for checker in CHECKERS if files else ():
         projects: dict[Path, list[Path]] = {}
         for path in files:
             if path.suffix in checker.suffixes and (folder := _configured(checker, path, root)) is not None:
                 projects.setdefault(folder, []).append(path)
+        if projects and not (_is_wanted(root, checker) and _may_run(caller, checker)):
+            continue
         for folder, own in projects.items():
             project = f"{checker.name} {folder.relative_to(root)}"
             if caller.late.get(project, 0) >= MAX_LATE:

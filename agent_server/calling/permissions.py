@@ -206,6 +206,8 @@ def _listed(value: Any, place: str) -> Rule:
 def _name(text: str, place: str) -> str:
     if not text or len(text) > MAX_PATTERN or UNKNOWN in text:
         raise _bad(f"{place}.{text[:40]}", f"a name or pattern has 1 to {MAX_PATTERN} characters")
+    if "{env:" in text or "{file:" in text:
+        raise _bad(f"{place}.{text[:40]}", "variables and files are not filled in here; write it out")
     return text
 
 
