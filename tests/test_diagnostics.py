@@ -320,6 +320,8 @@ def test_checkers_that_hang_are_killed_with_all_they_began_and_given_up_after_th
     write(workspace / "app" / "eslint.config.mjs", HANGING)
     write(workspace / "app" / "tsconfig.json", '{"files": ["pipe.ts"]}')
     os.mkfifo(workspace / "app" / "pipe.ts")  # whoever opens it waits for ever
+    write(workspace / "app" / "pyrightconfig.json", "{}")
+    install(workspace / "app" / ".venv" / "bin" / "python", "echo $$ > python.pid; sleep 600")
     write(workspace / "pyproject.toml", "[tool.ruff]\n")
     texts = []
     for number in range(4):
@@ -328,12 +330,13 @@ def test_checkers_that_hang_are_killed_with_all_they_began_and_given_up_after_th
         texts.append(changed(anew, model, "apply_patch", {"patchText": f"*** Begin Patch\n{lines}*** End Patch"}))
         assert time.monotonic() - began < 15
         assert "ruff found 1 error" in texts[-1]
-        assert not any(is_alive(int(pid)) for pid in (workspace / "app" / "pids").read_text().split())
+        pids = [pid for name in ("pids", "python.pid") for pid in (workspace / "app" / name).read_text().split()]
+        assert not any(is_alive(int(pid)) for pid in pids)
     late = "was not done within 5 s: what it would find is not known."
     over = f"{late} It is not run after changes in app any more in this conversation; run it by yourself when you need to know."
     for text in texts[:2]:
-        assert text.endswith(f"\n\neslint {late}\n\ntsc {late}")
-    assert texts[2].endswith(f"\n\neslint {over}\n\ntsc {over}")
+        assert text.endswith(f"\n\neslint {late}\n\npyright {late}\n\ntsc {late}")
+    assert texts[2].endswith(f"\n\neslint {over}\n\npyright {over}\n\ntsc {over}")
     assert "within" not in texts[3]
     task_id = anew.get("/tasks").json()["tasks"][0]["taskId"]
     assert len(of_type(anew.task_events(task_id), "process.started")) == 1  # ruff

@@ -246,7 +246,8 @@ class Places(msgspec.Struct, frozen=True):
 def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places: Places) -> Judgement:
     """Gives what the rules say of a call; `allowed` are the permissions and patterns that were allowed for good.
 
-    The last rule that matches counts; of all that a call does, the strictest. Blocks for some ms.
+    The last rule that matches counts; of all that a call does, the strictest. Blocks for some ms; of 500 rules and as many commands, for
+    seconds.
     """
     permission = permission_of(call.tool)
     found: dict[Verdict, list[tuple[_Subject, str | None]]] = {"allow": [], "ask": [], "deny": []}
