@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from agent_server.calling.permissions import Called, Judgement, Places, judge, read_rules, rules_of
+from agent_server.calling.permissions import Called, Judgement, Places, judge
+from agent_server.calling.rules import read_rules, rules_of
 from agent_server.errors import InvalidRequest
 
 

@@ -18,7 +18,7 @@ from agent_server.agents import SUBAGENTS, Agent
 from agent_server.calling import custom
 from agent_server.calling.calls import interrupted
 from agent_server.calling.custom import CustomTool, McpConfig, Offered
-from agent_server.calling.permissions import read_rules, rules_of
+from agent_server.calling.rules import read_rules, rules_of
 from agent_server.calling.schema import compile_schema
 from agent_server.commands.execution import Owner
 from agent_server.commands.processes import finish

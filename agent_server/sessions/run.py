@@ -9,7 +9,7 @@ import msgspec
 
 from agent_server.calling.configs import ToolConfigs
 from agent_server.calling.custom import Offered
-from agent_server.calling.permissions import Rules
+from agent_server.calling.rules import Rules
 from agent_server.calling.schema import Schema
 from agent_server.calling.web import WebTools
 from agent_server.commands.processes import Processes
