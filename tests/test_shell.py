@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.programs import ONE, UNKNOWN
 from agent_server.calling.shell import MAX_SCRIPT, commands
 
 RM = "rm -rf x"
@@ -121,7 +121,9 @@ def test_a_command_is_found_wherever_it_hides(script: str) -> None:
         ('git commit -m "$MSG"', [f"git commit -m {UNKNOWN}"]),
         ("echo a{b,c}", [f"echo {UNKNOWN}"]),
         ("echo {} {a}", ["echo {} {a}"]),
-        ("cat *.py a?[bc]", [f"cat {UNKNOWN}.py a{UNKNOWN}{UNKNOWN}bc]"]),
+        ("cat *.py a?b '?'", [f"cat {UNKNOWN}.py a{ONE}b ?"]),
+        ("cat .[e]nv a[b]c[d]*.x[", [f"cat .{UNKNOWN}nv a{UNKNOWN}{UNKNOWN}.x["]),
+        ("cat [ ] a[ b] [']'x", [f"cat [ ] a[ b] {UNKNOWN}x"]),
         ("cat '*.py' \\? \"[a]\"", ["cat *.py ? [a]"]),
         ("find . -name *.py", [f"find . -name {UNKNOWN}.py"]),
         ("xargs -I{} sh -c {}", ["xargs -I{} sh -c {}", f"sh -c {UNKNOWN} {UNKNOWN}", UNKNOWN]),
@@ -175,6 +177,7 @@ def test_what_is_said_of_a_command(script: str, found: list[str]) -> None:
         "xargs --replace=R sh -c R",
         "hash -p /bin/rm ls; ls x",
         "setarch x86_64 rm x",
+        "/lib64/ld-linux-x86-64.so.2 /bin/rm x",
         "env -iS 'rm x'",
         "PATH=. git status",
         "LD_PRELOAD=./a.so git status",

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import msgspec
 
-from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.programs import ONE, UNKNOWN
 from agent_server.calling.rules import EDITING, MAX_PATTERN, MAX_RULES, Rules, Verdict, permission_of
 from agent_server.calling.shell import commands
 from tools import ToolError
@@ -118,7 +118,7 @@ def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places
 
 
 def _shown(told: Sequence[tuple[_Subject, str | None]]) -> list[str]:
-    return list(dict.fromkeys(subject.text.replace(UNKNOWN, "…")[:MAX_PATTERN] for subject, _ in told))[:SHOWN]
+    return list(dict.fromkeys(subject.text.replace(UNKNOWN, "…").replace(ONE, "?")[:MAX_PATTERN] for subject, _ in told))[:SHOWN]
 
 
 def _judge(rules: Rules, subject: _Subject) -> tuple[Verdict, str | None]:
@@ -142,7 +142,7 @@ def _always(subject: _Subject, pattern: str | None) -> str | None:
     """Gives the pattern that `always` allows: the rule's own, and for one that is about every command, that program's."""
     if pattern is None or subject.permission != "bash":
         return pattern
-    if UNKNOWN in subject.text and not _matches(pattern, subject.text):
+    if (UNKNOWN in subject.text or ONE in subject.text) and not _matches(pattern, subject.text):
         return None
     if pattern.strip("*? "):
         return pattern
@@ -209,7 +209,7 @@ def _named(found: Sequence[str], folder: str) -> list[str]:
     for command in found:
         first, *words = command.split(" ")
         for word in words if first.rpartition("/")[2] in _FILE_COMMANDS else ():
-            known, _, rest = os.path.expanduser(word).partition(UNKNOWN)
+            known, _, rest = os.path.expanduser(word.replace(ONE, UNKNOWN)).partition(UNKNOWN)
             if ".." in rest.split("/"):
                 paths[UNKNOWN] = None
             elif known and not known.startswith("-"):
@@ -275,21 +275,21 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether a pattern matches, whatever the UNKNOWN parts of the text are. `*` is any text, `?` one character; ` *` at the end may be
-    left out."""
+    """Whether a pattern matches, whatever the UNKNOWN parts of the text, and ONEs, are. `*` is any text, `?` one character; ` *` at the
+    end may be left out."""
     return _fits(pattern, text) or (pattern.endswith(" *") and _fits(pattern[:-2], text))
 
 
 def _may_match(pattern: str, text: str) -> bool:
-    """Whether it could match for some text in place of the UNKNOWN parts; in doubt it could."""
+    """Whether it could match for some text in place of the UNKNOWN parts, and ONEs; in doubt it could."""
     if UNKNOWN not in text:
-        return _matches(pattern, text)
+        return _fits(pattern, text, ONE) or (pattern.endswith(" *") and _fits(pattern[:-2], text, ONE))
     return _overlaps(pattern, text) or (pattern.endswith(" *") and _overlaps(pattern[:-2], text))
 
 
-def _fits(pattern: str, text: str) -> bool:
+def _fits(pattern: str, text: str, joker: str = "") -> bool:
     # Piece by piece, the leftmost each: one expression with many stars can take for ever.
-    first, *rest = _pieces(pattern)
+    first, *rest = _pieces(pattern, joker)
     if not rest:
         return first.fullmatch(text) is not None
     found = first.match(text)
@@ -299,10 +299,12 @@ def _fits(pattern: str, text: str) -> bool:
     return found is not None and begin >= found.end() and rest[-1].fullmatch(text, begin) is not None
 
 
-@lru_cache(maxsize=2 * MAX_RULES)
-def _pieces(pattern: str) -> Sequence[re.Pattern[str]]:
+@lru_cache(maxsize=4 * MAX_RULES)
+def _pieces(pattern: str, joker: str) -> Sequence[re.Pattern[str]]:
+    """Gives the expressions of what is between the stars. A `joker` is a sign of the text that stands for each other one."""
     one = f"[^{UNKNOWN}]"
-    pieces = ["".join(one if sign == "?" else re.escape(sign) for sign in piece) for piece in pattern.split("*")]
+    signs = {sign: f"[{re.escape(sign)}{joker}]" if joker else re.escape(sign) for sign in pattern} | {"?": one}
+    pieces = ["".join(signs[sign] for sign in piece) for piece in pattern.split("*")]
     return tuple(re.compile(piece, re.DOTALL) for piece in pieces)
 
 
@@ -311,4 +313,4 @@ def _overlaps(pattern: str, text: str) -> bool:
         return False
     begins = zip(pattern.partition("*")[0], text.partition(UNKNOWN)[0], strict=False)
     ends = zip(reversed(pattern.rpartition("*")[2]), reversed(text.rpartition(UNKNOWN)[2]), strict=False)
-    return all(sign in ("?", there) for sign, there in (*begins, *ends))
+    return all(sign in ("?", there) or there == ONE for sign, there in (*begins, *ends))

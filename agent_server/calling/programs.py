@@ -13,6 +13,9 @@ import msgspec
 UNKNOWN = "\0"
 """Stands for any text, also none. No command can hold it."""
 
+ONE = "\1"
+"""Stands for any one character."""
+
 MAX_DEPTH = 10
 """How deep substitutions and programs that run others may be in one another."""
 
@@ -72,6 +75,8 @@ _OPAQUE = frozenset(
 )
 """Programs that take a command in forms of their own: what they run is UNKNOWN."""
 
+_LOADERS = ("ld-linux", "ld-musl")
+
 _EVALUATING = frozenset({"[", "test", "let", "declare", "typeset", "local", "export", "readonly", "unset", "read", "printf", "wait"})
 """Builtins that may evaluate the subscript of an array: a substitution in a quoted text of theirs runs all the same."""
 
@@ -81,8 +86,8 @@ class Uncertain(Exception):
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written. In `shown` the parts of a pattern for the names
-    of files are UNKNOWN too."""
+    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written. In `shown` what names of files are found by is
+    UNKNOWN or ONE too."""
 
     text: str
     raw: str
@@ -106,14 +111,14 @@ def known(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise Uncertain
     first = words[0].text
-    if UNKNOWN in words[0].shown or not first or any(sign.isspace() for sign in first):
+    if UNKNOWN in words[0].shown or ONE in words[0].shown or not first or any(sign.isspace() for sign in first):
         yield UNKNOWN
         return
     yield " ".join(word.shown or "''" for word in words)
     name = first.rpartition("/")[2]
     if name in _SHELLS:
         yield from _of_shell(words, depth, split)
-    elif name in _OPAQUE:
+    elif name in _OPAQUE or name.startswith(_LOADERS):
         yield UNKNOWN
     elif name in _PREFIXES:
         yield from _of_prefix(name, words, depth, split)
