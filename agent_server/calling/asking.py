@@ -11,15 +11,16 @@ from typing import Any
 
 import msgspec
 
-from agent_server.calling.custom import Offered
+from agent_server.calling.custom import CustomTool, Offered
 from agent_server.calling.permissions import Called, Judgement, Places, judge
 from agent_server.calling.plan import REFUSED, may_run
 from agent_server.events import Draft
 from agent_server.ids import new_id
+from agent_server.mcp.naming import plain
 from agent_server.messages import ToolCall
 from agent_server.sessions.entries import SKIPPED
 from agent_server.sessions.run import Caller, Paused, Run
-from tools import Answers, Tool, ToolError
+from tools import Answers, ToolError
 
 ARRIVAL = 2.0
 """Seconds that a question waits for its first listener: a stream that broke off comes back after one."""
@@ -28,6 +29,7 @@ MAX_DEPTH = 100
 """Levels of a call's arguments that events have as JSON: what Python just decodes, it may not encode again, or decode elsewhere."""
 
 FORBIDDEN = "A rule of this workspace forbids this call ({}: {}). Go on without it, or say what you need."
+UNASKED = "A rule of this workspace has this call asked about ({}: {}), and nobody is there to allow it. Go on without it, and say so."
 REJECTED = "The user does not allow this call."
 NOBODY = "Nobody is there to answer. Decide yourself what is most likely wanted, go on, and state your assumption in the final answer."
 UNANSWERED = "The user does not want to answer. Go on without."
@@ -52,7 +54,8 @@ async def wait_until(run: Run, is_over: Callable[[], bool]) -> None:
 
 
 async def permitted(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """Gives those of the calls that may run; the others have their result. Asks the client where a rule says so.
+    """Gives those of the calls that may run; the others have their result. Asks the client where a rule says so, unless it has said
+    that it does not answer.
 
     What has begun was allowed before. Errors: Paused.
     """
@@ -60,7 +63,8 @@ async def permitted(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
         return list(calls)
     fresh = [call for call in calls if call.id not in run.begun | run.requested]
     judged = {call.id: judgement for call in fresh if (judgement := await _judge(run, call)).verdict != "allow"}
-    asks = [call for call in fresh if call.id in judged and judged[call.id].verdict == "ask"]
+    is_answered = run.task.given.get("interactive") is not False
+    asks = [call for call in fresh if call.id in judged and judged[call.id].verdict == "ask" and is_answered]
     await _ask(run, asks, judged)
     ends = [_refused(run, call, judged[call.id]) for call in fresh if call.id in judged and not _is_granted(run, call)]
     if ends:
@@ -82,12 +86,19 @@ async def _judge(run: Run, call: ToolCall) -> Judgement:
         return allowed  # so is this
     if not run.rules:
         return allowed
-    return await asyncio.to_thread(judge, run.rules, list(run.conversation.allowed), _called(tool, arguments), _places(run))
+    return await asyncio.to_thread(judge, run.rules, list(run.conversation.allowed), _called(run, tool, arguments), _places(run))
 
 
-def _called(tool: Offered, arguments: Any) -> Called:
+def _called(run: Run, tool: Offered, arguments: Any) -> Called:
     given: Mapping[str, Any] = arguments if isinstance(arguments, dict) else msgspec.to_builtins(arguments)
-    return Called(tool.name, given, isinstance(tool, Tool))
+    if not isinstance(tool, CustomTool):
+        return Called(tool.name, given)
+    if tool.server is None or tool.own_name is None:
+        return Called(tool.name, given, is_own=False)
+    # OpenCode's name for it, which rules of files for that have; and its own, which it may have lost to another server's tool.
+    own = plain(tool.own_name)
+    likely = (own,) if own not in run.around.tools else ()
+    return Called(tool.name, given, is_own=False, names=(plain(f"{tool.server}_{tool.own_name}"),), likely=likely)
 
 
 def _places(run: Run) -> Places:
@@ -175,6 +186,8 @@ def _refused(run: Run, call: ToolCall, judgement: Judgement) -> Draft:
     if judgement.verdict == "deny":
         shown = ", ".join(judgement.patterns)
         reason, text = ("plan", REFUSED) if judgement.permission == "plan" else ("denied", FORBIDDEN.format(judgement.permission, shown))
+    elif not answer:
+        reason, text = "unasked", UNASKED.format(judgement.permission, ", ".join(judgement.patterns))
     elif answer.get("reason") == "message":
         reason, text = "skipped", SKIPPED
     else:

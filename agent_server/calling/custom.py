@@ -100,7 +100,10 @@ class McpConfig(msgspec.Struct, frozen=True):
 
 
 class CustomTool(msgspec.Struct, frozen=True):
-    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools."""
+    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools.
+
+    An MCP server's has a `server` and an `own_name`, as that calls it: `name` depends on what other tools there are.
+    """
 
     name: str
     description: str
@@ -109,6 +112,8 @@ class CustomTool(msgspec.Struct, frozen=True):
     run: Callable[[dict[str, Any], Owned], Awaitable[ToolResult]] | None = None
     read_only: bool = False
     source: str = "client"
+    server: str | None = None
+    own_name: str | None = None
 
     def parse(self, arguments: str) -> dict[str, Any]:
         """Validates a call's raw JSON arguments against the schema.

@@ -188,8 +188,9 @@ def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
 
 
 def _offer(name: str, tool: Listed, peer: Peer) -> CustomTool:
-    source = f"mcp:{peer.config.name}"
-    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), tool.read_only, source)
+    server = peer.config.name
+    call = partial(_run, peer, tool)
+    return CustomTool(name, tool.description, tool.parameters, tool.schema, call, tool.read_only, f"mcp:{server}", server, tool.name)
 
 
 async def _run(peer: Peer, tool: Listed, arguments: dict[str, Any], context: Owned) -> ToolResult:

@@ -89,7 +89,7 @@ class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
     max_cost: Annotated[float, Meta(gt=0, description="USD; holds where the price of the model is known")] | None = None
     mode: Annotated[Literal["build", "plan"], Meta(description="plan: the agent only reads, and answers with a plan")] = "build"
     interactive: (
-        Annotated[bool, Meta(description="whether the client answers questions; else who follows the task's events counts")] | None
+        Annotated[bool, Meta(description="whether the client answers what is asked; else who follows the task's events counts")] | None
     ) = None
 
 

@@ -4,6 +4,7 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,8 +38,8 @@ class Conversation:
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
     output of each process in the background was, `files` the stamps of the files that were read or written, by name, `allowed` the
-    permissions and patterns that a client has allowed for good; `steps`, `cost` (USD), `repairs` (forms that a provider wanted) and
-    `repetition` are the present task's, `usage` the last model call's;
+    permissions and patterns that a client has allowed for good, `late` how often checkers were not done in time; `steps`, `cost` (USD),
+    `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
     `call_ids` are those of all calls, also of messages that are no longer shown: none may come again.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
     `changes` counts how often entries have gone or become others; `compactions` those in a row, failed ones too, that the present
@@ -56,6 +57,7 @@ class Conversation:
         self.read_until: dict[str, int] = {}
         self.files: dict[str, str] = {}
         self.allowed: set[tuple[str, str]] = set()
+        self.late: Counter[str] = Counter()
         self.steps = 0
         self.repairs = 0
         self.repetition = Repetition()
@@ -221,6 +223,7 @@ class Conversation:
         if "nextOffset" in details:
             self.read_until[details["processId"]] = details["nextOffset"]
         remember(self.files, details.get("files", {}))
+        self.late.update(details.get("late", ()))
 
     def _replied(self, event: Event) -> None:
         if event.data["response"] == "always":

@@ -78,6 +78,17 @@ def run(agent: ServerProcess, model: OpenAIEmulator, *steps: list[dict[str, Any]
     return task_id
 
 
+def test_rules_know_a_tool_by_its_server_whatever_it_is_offered_as(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, ant=server("ant", "echo,delete"), zoo=server("zoo", "echo,shout"))
+    rules = {"*": "deny", "ant_*": "allow", "delete": "deny", "zoo_echo": "allow"}
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": rules}))
+    run(agent, model, [call("ant_echo", "1"), call("delete", "2"), call("zoo_echo", "3"), call("shout", "4")])
+    assert ["forbids" in result for result in results(model)] == [False, True, False, True]
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": {"echo": "deny", "zoo_*": "deny", "shout": "allow"}}))
+    run(agent, model, [call("ant_echo", "1"), call("delete", "2"), call("zoo_echo", "3"), call("shout", "4")])
+    assert ["forbids" in result for result in results(model)] == [True, False, True, False]
+
+
 def test_servers_of_both_files_are_shared_by_tasks(agent: ServerProcess, model: OpenAIEmulator) -> None:
     configure(agent, zoo=server("zoo", "z,echo,b"), off={**server("off"), "disabled": True})
     local = {"type": "local", "command": [sys.executable, "-S", PROGRAM, "ant", "echo,bash"], "environment": {"X": "1"}}
