@@ -50,9 +50,7 @@ SUBAGENTS: Mapping[str, Agent] = MappingProxyType(
             "explore", ("explore.md",), (INSTRUCTIONS,), tools=("read", "glob", "grep", "list", "webfetch"), is_read_only=True
         ),
         # Without what would make subagents of its own, and what speaks to a person or for the whole task.
-        "general": Agent(
-            "general", ("coding.md", "general.md", "tools.md"), (INSTRUCTIONS,), without=("task", "todowrite", "todoread", "question")
-        ),
+        "general": Agent("general", ("coding.md", "general.md", "tools.md"), (INSTRUCTIONS,), without=("task", "todowrite", "question")),
     }
 )
 """What the `task` tool delegates to."""

@@ -48,14 +48,15 @@ class Message(msgspec.Struct, frozen=True, eq=False, weakref=True):
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens of one model call, and its cost in USD (None: unknown). `prompt` includes the `cached` ones, `completion`
-    the `reasoning` ones."""
+    """Tokens of one model call, and its cost in USD (None: unknown). `prompt` includes the `cached` ones and those `written` into
+    the cache, `completion` the `reasoning` ones."""
 
     prompt: int = 0
     completion: int = 0
     cached: int = 0
     reasoning: int = 0
     cost: float | None = None
+    written: int = 0
 
 
 class ToolSpec(msgspec.Struct, frozen=True):

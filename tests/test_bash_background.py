@@ -148,6 +148,7 @@ def test_each_reading_gives_what_is_new_over_tasks_and_streams_in_their_order(ag
     process_id = agent.start("for n in 1 2 3; do echo out $n; echo err $n >&2; until [ -e go$n ]; do sleep 0.02; done; done")
     assert agent.text(process_id, wait=5000) == "out 1\nerr 1"
     assert agent.text(process_id) == "(nothing new)"
+    assert agent.output(process_id, offset=10**9)["details"]["nextOffset"] == 12  # a model that guesses passes over nothing
     (agent.folder / "go1").touch()
     assert agent.text(process_id, wait=20_000) == "out 2\nerr 2"
     assert agent.text(process_id, offset=6) == "err 1\nout 2\nerr 2"

@@ -185,8 +185,19 @@ def test_the_count_of_the_provider_tells_when_it_is_full(base: int, small: Serve
     assert is_summary_request(bodies(model)[2])
 
 
-def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
-    usage = {"prompt_tokens": 90_000, "completion_tokens": 2_000, "total_tokens": 92_000}
+def test_a_count_of_more_than_the_model_can_read_is_no_reason_to_compact(small: ServerProcess, model: OpenAIEmulator) -> None:
+    usage = {"prompt_tokens": 1_000_000, "completion_tokens": 1_000_000, "total_tokens": 2_000_000, "cost": 1}
+    model.script(*[{**turn, "usage": usage} for turn in printings(9, 2_000)])
+    task = small.finish(small.submit(sessionId="beyond", maxCost=4.5))
+    assert (task["status"], task["error"]["details"]["reason"], task["steps"]) == ("failed", "max_cost", 5)
+    model.script({"text": "Fine."})
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "beyond"}).json()["response"] == "Fine."
+
+
+def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(
+    base: int, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    usage = {"prompt_tokens": base + SMALL + 2_000, "completion_tokens": 2_000, "total_tokens": base + SMALL + 4_000}
     model.script(
         printing(2_000),
         {**printing(2_000), "usage": usage},
@@ -207,6 +218,16 @@ def test_a_new_prompt_that_does_not_fit_beside_the_old_ones_is_kept_and_answered
     assert len(texts(last)) == 2
     assert "A summary." in texts(last)[0]
     assert texts(last)[1] == prompt
+
+
+def test_a_prompt_that_does_not_fit_beside_the_summary_is_sent_with_it_all_the_same(small: ServerProcess, model: OpenAIEmulator) -> None:
+    prompt, summary = "word " * 17_500, f"A summary{'.' * 6_000}"
+    model.script({"text": "First. " * 3_000}, {"text": "Second."}, {"text": summary}, {"text": "Third."})
+    for said in ("short", "short", prompt):
+        assert small.post("/run", {"prompt": said, "sessionId": "beside"}).status_code == 200
+    first, last = texts(bodies(model)[-1])
+    assert summary in first
+    assert last == prompt
 
 
 def test_a_prompt_with_a_schema_survives_the_compaction(small: ServerProcess, model: OpenAIEmulator) -> None:
@@ -328,6 +349,80 @@ def test_an_overflow_of_everything_ends_the_task_after_a_few_calls(small: Server
     assert [message["role"] for message in first] == ["system", "user", "assistant", "tool", "user"]  # as it was
 
 
+def too_long(length: int, *turns: dict[str, Any]) -> list[dict[str, Any]]:
+    """The turns of a provider that finds too long what has more bytes, and every request for a summary."""
+    return [{**turn, "refuses": [f"longer than {length}", "summaries"]} for turn in turns]
+
+
+@pytest.mark.parametrize(("length", "form"), [(80_000, "recent"), (20_000, "prompt")])
+def test_a_session_of_which_no_summary_can_be_had_goes_on_without_what_is_old(
+    length: int, form: str, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    name = f"too-long-{form}"
+    model.script(*printings(6, 14_000), {"text": "I have seen six."}, *too_long(length, printing(10, "new"), {"text": "Fine."}))
+    assert small.post("/run", {"prompt": "Look.", "sessionId": name}).status_code == 200
+    task_id = small.submit("Next.", sessionId=name)
+    small.kill_at(task_id, "session.repaired")
+    small.start()
+    told = assert_completed(small, task_id)
+    (repaired,) = of_type(told, "session.repaired")
+    assert (repaired["form"], repaired["reason"]) == (form, "context_overflow")
+    assert {event["reason"] for event in of_type(told, "compaction.failed")} == {"context_overflow"}
+    assert not of_type(told, "session.compacted")
+    found = bodies(model)[-1]
+    said = str(texts(found))
+    assert "is left out" in texts(found)[0]
+    assert [text in said for text in ("turn0", "turn5", "I have seen six.", "Next.")] == [False, *[form == "recent"] * 2, True]
+    # From here on the session is as short as that.
+    model.script({"text": "And on."})
+    assert small.post("/run", {"prompt": "More?", "sessionId": name}).json()["response"] == "And on."
+    assert bodies(model)[0]["messages"][: len(found["messages"])] == found["messages"]
+
+
+def test_a_task_of_which_no_summary_can_be_had_goes_on_too(small: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script(*printings(6, 14_000), *too_long(80_000, {"text": "Fine."}))
+    told = assert_completed(small, small.submit("Look.", sessionId="too-long-within"))
+    (repaired,) = of_type(told, "session.repaired")
+    assert repaired["form"] == "recent"
+    assert "Look." in texts(bodies(model)[-1])[0]
+
+
+def test_a_provider_that_takes_nothing_at_all_changes_nothing(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "takes-nothing"
+    model.script({"text": "Hello."}, printing(9_000), {"text": "Done."}, {"repeat": OVERFLOW, "times": 30})
+    for prompt in ("Hi.", "Look."):
+        small.post("/run", {"prompt": prompt, "sessionId": name})
+    before = [request.json["messages"] for request in model.requests()][-1]
+    task = small.finish(small.submit("Next.", sessionId=name))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    assert len(model.requests()) < 12
+    model.script({"text": "Fine."})
+    assert small.post("/run", {"prompt": "Now?", "sessionId": name}).json()["response"] == "Fine."
+    (after,) = bodies(model)
+    assert after["messages"][: len(before)] == before
+
+
+def test_a_model_that_answers_nothing_for_a_summary_does_not_end_its_session(small: ServerProcess, model: OpenAIEmulator) -> None:
+    refusal = {"text": "", "finish_reason": "refusal"}
+    model.script(*printings(7, 14_000), {"repeat": {"text": " "}, "times": 4}, OVERFLOW, refusal, refusal, {"text": "Fine."})
+    told = assert_completed(small, small.submit("Work.", sessionId="nothing"))
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["empty", "bad_request"]
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["recent"]
+
+
+def test_a_model_that_never_makes_a_summary_does_not_end_its_session(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "never"
+    calls = {"tool_calls": [bash("true")]}
+    model.script(*printings(7, 14_000), *[calls] * 4, {"text": "On my own."}, {"text": "And on."})
+    task = small.finish(small.submit("Work.", sessionId=name))
+    assert (task["status"], task["error"]["details"]["reason"]) == ("failed", "context_overflow")
+    told = assert_completed(small, small.submit("Next.", sessionId=name))
+    assert len(of_type(told, "compaction.failed")) == MAX_COMPACTIONS
+    assert [event["form"] for event in of_type(told, "session.repaired")] == ["recent"]
+    assert small.post("/run", {"prompt": "More?", "sessionId": name}).json()["response"] == "And on."
+    bodies(model)
+
+
 def test_a_prompt_that_is_too_long_alone_fails_and_is_gone(small: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(OVERFLOW, {"text": "Fine."})
     task = small.finish(small.submit("word " * 40_000, sessionId="alone"))
@@ -420,6 +515,18 @@ def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usa
     assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["bad_request"]
     assert [event["form"] for event in of_type(told, "session.repaired")] == ["prompt"]
     assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
+
+
+def test_a_long_transcript_alone_is_summarised(small: ServerProcess, model: OpenAIEmulator) -> None:
+    name = "transcript"
+    model.script(*printings(6, 14_000), {"text": "I have seen six.", "refuses": ["calls"]})
+    assert small.post("/run", {"prompt": "Look.", "sessionId": name}).status_code == 200
+    forked = small.get(f"/sessions/{name}/messages").json()["messages"][0]["messageId"]
+    reply = small.post(f"/sessions/{name}/fork", {"atMessageId": forked})
+    model.script({"text": "A summary."}, {"text": "Fine."})
+    told = small.post("/run", {"prompt": "word " * 7_000, "sessionId": reply.json()["sessionId"]})
+    assert told.json()["response"] == "Fine."
+    assert "A summary." in texts(bodies(model)[-1])[0]
 
 
 def test_a_summary_that_is_cut_off_is_asked_for_shorter_and_counts_twice(small: ServerProcess, model: OpenAIEmulator) -> None:

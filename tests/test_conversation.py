@@ -159,6 +159,18 @@ def test_an_added_message_enters_before_the_answer_to_it_and_no_earlier() -> Non
     assert not conversation.is_answered  # the first message is in no request yet
 
 
+def test_of_what_a_failed_task_left_unanswered_the_users_words_stay_where_its_prompt_does() -> None:
+    for is_answered in (True, False):
+        history, conversation = History(), Conversation("sess_1")
+        for choice, number in [("create", 1), ("start", 0), *([("say", 0)] if is_answered else []), ("steer", 1)]:
+            history.play(choice, number)
+        history.add("message.added", {"messageId": "msg_z", "prompt": "It does not fit.", "reason": "output"}, "task_0")
+        history.play("fail", 0)
+        for event in history.events:
+            conversation.apply(event)
+        assert [message.text for message in conversation.messages] == (["do 1", "Well.", "no, 1"] if is_answered else [])
+
+
 def test_a_compaction_in_the_midst_of_a_turn_leaves_its_calls() -> None:
     history, conversation = History(), Conversation("sess_1")
     for choice, number in (("create", 1), ("start", 0), ("say", 2), ("end", 0)):

@@ -1,15 +1,16 @@
 """After a change the workspace's own checkers are asked, and what they find is the end of the result.
 
-Ruff is the real one. Of the others there are stand-ins: scripts that print what the real programs (TypeScript 5.9, ESLint 9,
-Pyright 1.1) printed for such a file, and note how they were called.
+All are the real ones: ruff, and TypeScript, ESLint and Pyright from npm. Scripts stand in only for what those cannot be made to do, or
+did in other versions (TypeScript 5.9, ESLint 9): floods, faults, forms of output.
 """
 
 import json
 import os
+import re
 import stat
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -21,12 +22,22 @@ from agent_server.calling.diagnostics import diagnosed
 from agent_server.messages import ToolCall
 from agent_server.sessions.run import Caller
 from tests.emulators.openai import OpenAIEmulator
+from tests.ended import of_type
+from tests.nodejs import MODULES, NODE
 from tests.serving import ServerProcess, is_alive, serving
 from tools import ToolResult
 
 RUFF = Path(sys.executable).with_name("ruff")
 
 BAD = "import os\nx = y\n"
+
+
+@pytest.fixture(scope="module")
+def lasting(model: OpenAIEmulator) -> Iterator[ServerProcess]:
+    """A server whose commands find Node.js."""
+    path = f"{Path(NODE).parent}:{os.environ['PATH']}"
+    with serving(AGENT_BASE_URL=model.url, AGENT_API_KEY="sk-test-key-of-the-model", PATH=path) as running:
+        yield running
 
 
 @pytest.fixture
@@ -48,6 +59,10 @@ def install(path: Path, script: str) -> None:
 def install_ruff(workspace: Path) -> None:
     (workspace / ".venv" / "bin").mkdir(parents=True)
     (workspace / ".venv" / "bin" / "ruff").symlink_to(RUFF)
+
+
+def install_node(workspace: Path) -> None:
+    (workspace / "node_modules").symlink_to(MODULES)
 
 
 def changed(agent: ServerProcess, model: OpenAIEmulator, name: str, arguments: Mapping[str, object]) -> str:
@@ -215,19 +230,139 @@ def test_at_most_twenty_errors_and_a_few_of_other_files_are_shown(anew: ServerPr
     assert max(map(len, lines)) < 350
 
 
-@pytest.mark.parametrize("script", ["echo $$ > pid; sleep 60 & echo $! >> pid; wait", "echo $$ > pid; while true; do echo x; done"])
-def test_a_checker_that_hangs_is_killed_and_the_others_are_told(
-    anew: ServerProcess, model: OpenAIEmulator, workspace: Path, script: str
+TYPESCRIPT = {"compilerOptions": {"strict": True, "composite": True, "types": []}, "include": ["src"]}
+LINTED = """export default [{files: ["**/*.js"], rules: {"no-undef": "error", "no-unused-vars": "warn"}}];\n"""
+
+
+def test_typescript_tells_of_the_changed_file_and_of_what_it_broke(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "tsconfig.json", json.dumps(TYPESCRIPT))
+    write(workspace / "src" / "user.ts", 'import { size } from "./size";\nexport const twice: number = 2 * size;\n')
+    bad = changed(
+        anew, model, "write", {"filePath": "src/size.ts", "content": 'export const size: string = 4;\nexport const other = "";\n'}
+    )
+    assert bad.partition("\n\n")[2] == (
+        "tsc found 1 error in the changed files:\n"
+        "src/size.ts:1:14: TS2322: Type 'number' is not assignable to type 'string'.\n\n"
+        "tsc found 1 error in other files:\n"
+        "src/user.ts:2:34: TS2363: The right-hand side of an arithmetic operation must be of type"
+        " 'any', 'number', 'bigint' or an enum type."
+    )
+    mended = changed(anew, model, "edit", {"filePath": "src/size.ts", "oldString": "string", "newString": "number"})
+    assert "tsc" not in mended
+    assert {path.name for path in workspace.iterdir()} == {"node_modules", "src", "tsconfig.json"}
+    assert {path.name for path in (workspace / "src").iterdir()} == {"size.ts", "user.ts"}
+
+
+def test_eslint_tells_of_errors_and_not_of_warnings(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "eslint.config.mjs", LINTED)
+    bad = written(anew, model, "src/a.js", "let unused = 1;\nlaunch();\n")
+    assert bad.partition("\n\n")[2] == ("eslint found 1 error in the changed files:\nsrc/a.js:2:1: 'launch' is not defined no-undef")
+    broken = changed(anew, model, "edit", {"filePath": "src/a.js", "oldString": "launch();", "newString": "launch("})
+    assert "src/a.js:3:1: Parsing error: Unexpected token" in broken
+    mended = changed(anew, model, "edit", {"filePath": "src/a.js", "oldString": "launch(", "newString": "unused = 2;"})
+    assert "eslint" not in mended
+    assert {path.name for path in workspace.iterdir()} == {"eslint.config.mjs", "node_modules", "src"}
+
+
+def test_pyright_tells_what_an_error_is_in_whole(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "pyproject.toml", "[tool.pyright]\n")
+    bad = written(anew, model, "a.py", 'def f(n: int) -> None: ...\n\n\nf("é")\n')
+    assert bad.partition("\n\n")[2] == (
+        "pyright found 1 error in the changed files:\n"
+        'a.py:4:3: Argument of type "Literal[\'é\']" cannot be assigned to parameter "n" of type "int" in function "f"'
+        ' "Literal[\'é\']" is not assignable to "int" (reportArgumentType)'
+    )
+    mended = changed(anew, model, "edit", {"filePath": "a.py", "oldString": '"é"', "newString": "1"})
+    assert "pyright" not in mended
+    assert {path.name for path in workspace.iterdir()} == {"a.py", "node_modules", "pyproject.toml"}
+
+
+@pytest.mark.parametrize(
+    ("config", "text", "path"),
+    [
+        ("eslint.config.mjs", "export default [;", "a.js"),
+        ("eslint.config.mjs", 'import "not-there";', "a.js"),
+        ("pyrightconfig.json", '{"include": [', "a.py"),
+        ("tsconfig.json", '{"files": ["gone.ts"]}', "a.ts"),
+    ],
+)
+def test_a_broken_configuration_fails_no_edit(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path, config: str, text: str, path: str
 ) -> None:
+    install_node(workspace)
+    write(workspace / config, text)
+    assert written(anew, model, path, "x\n") == f"Created {path} (2 bytes)."
+
+
+def test_what_typescript_says_of_its_configuration_is_told(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "tsconfig.json", '{"compilerOptions": {"strict": "very"}}')
+    told = "tsc found 1 error in other files:\ntsconfig.json:1:32: TS5024:"
+    assert told in written(anew, model, "a.ts", "export {};\n")
+
+
+HANGING = """import { spawn } from "node:child_process";
+import { writeFileSync } from "node:fs";
+const child = spawn("setsid", ["sleep", "600"]);
+writeFileSync("pids", `${process.pid} ${child.pid}`);
+await new Promise(() => {});
+"""
+
+
+def test_checkers_that_hang_are_killed_with_all_they_began_and_given_up_after_three_times(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path
+) -> None:
+    install_node(workspace)
+    install_ruff(workspace)
+    write(workspace / "app" / "eslint.config.mjs", HANGING)
+    write(workspace / "app" / "tsconfig.json", '{"files": ["pipe.ts"]}')
+    os.mkfifo(workspace / "app" / "pipe.ts")  # whoever opens it waits for ever
+    write(workspace / "app" / "pyrightconfig.json", "{}")
+    install(workspace / "app" / ".venv" / "bin" / "python", "echo $$ > python.pid; sleep 600")
+    write(workspace / "pyproject.toml", "[tool.ruff]\n")
+    texts = []
+    for number in range(4):
+        lines = "".join(f"*** Add File: app/{number}.{suffix}\n+{BAD.splitlines()[0]}\n" for suffix in ("ts", "js", "py"))
+        began = time.monotonic()
+        texts.append(changed(anew, model, "apply_patch", {"patchText": f"*** Begin Patch\n{lines}*** End Patch"}))
+        assert time.monotonic() - began < 15
+        assert "ruff found 1 error" in texts[-1]
+        pids = [pid for name in ("pids", "python.pid") for pid in (workspace / "app" / name).read_text().split()]
+        assert not any(is_alive(int(pid)) for pid in pids)
+    late = "was not done within 5 s: what it would find is not known."
+    over = f"{late} It is not run after changes in app any more in this conversation; run it by yourself when you need to know."
+    for text in texts[:2]:
+        assert text.endswith(f"\n\neslint {late}\n\npyright {late}\n\ntsc {late}")
+    assert texts[2].endswith(f"\n\neslint {over}\n\npyright {over}\n\ntsc {over}")
+    assert "within" not in texts[3]
+    task_id = anew.get("/tasks").json()["tasks"][0]["taskId"]
+    assert len(of_type(anew.task_events(task_id), "process.started")) == 1  # ruff
+
+
+def test_a_flood_is_cut_off_and_the_rest_told(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
     install_ruff(workspace)
     write(workspace / "pyproject.toml", "[tool.ruff]\n[tool.pyright]\n")
-    install(workspace / "node_modules" / ".bin" / "pyright", script)
-    began = time.monotonic()
+    install(workspace / "node_modules" / ".bin" / "pyright", "echo $$ > pid; while true; do echo x; done")
     result = written(anew, model, "a.py")
-    assert time.monotonic() - began < 15
     assert "ruff found" in result
     assert result.endswith("\n\npyright was not done within 5 s: what it would find is not known.")
     assert not any(is_alive(int(pid)) for pid in (workspace / "pid").read_text().split())
+
+
+def test_of_ten_thousand_errors_the_first_are_counted_and_few_are_shown(
+    anew: ServerProcess, model: OpenAIEmulator, workspace: Path
+) -> None:
+    install_node(workspace)
+    write(workspace / "eslint.config.mjs", LINTED)
+    text = written(anew, model, "a.js", "".join(f"launch{number}();\n" for number in range(10_000)))
+    found = re.search(r"eslint found at least (\d+) errors in the changed files:", text)
+    assert found is not None
+    assert int(found[1]) > 1_000
+    assert "other files" not in text
+    assert len(text) < 4_000
 
 
 async def test_without_bash_no_program_of_the_workspace_is_run() -> None:
@@ -248,6 +383,9 @@ async def test_without_bash_no_program_of_the_workspace_is_run() -> None:
         ({"permission": {"*": "deny", "write": "allow", "edit": "allow"}}, False),
         ({"permission": {"bash": {"*": "allow", "ruff *": "ask"}}}, False),
         ({"lsp": False}, False),
+        ({"lsp": True}, True),
+        ({"lsp": {"pyright": {"disabled": True}, "ruff": {"disabled": False}, "gopls": 1}}, True),
+        ({"lsp": {"ruff": {"disabled": True}}}, False),
     ],
 )
 def test_the_workspaces_rules_hold_for_checkers(
@@ -259,15 +397,35 @@ def test_the_workspaces_rules_hold_for_checkers(
     assert ("ruff found" in written(anew, model, "a.py")) == is_checked
 
 
+def test_typescript_is_turned_off_by_the_name_that_opencode_gives_it(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
+    install_node(workspace)
+    write(workspace / "tsconfig.json", "{}")
+    write(workspace / "opencode.json", '{"lsp": {"typescript": {"disabled": true}}}')
+    assert "tsc" not in written(anew, model, "a.ts", "const a: number = '';\n")
+    write(workspace / "opencode.json", "{}")
+    assert "tsc found 1 error" in written(anew, model, "b.ts", "const b: number = '';\n")
+
+
 def test_every_file_of_a_patch_is_checked(anew: ServerProcess, model: OpenAIEmulator, workspace: Path) -> None:
     install_ruff(workspace)
     write(workspace / "ruff.toml", "")
     write(workspace / "gone.py", BAD)
     patch = "*** Begin Patch\n*** Add File: a.py\n+import os\n*** Add File: lib/b.py\n+import re\n*** Delete File: gone.py\n*** End Patch"
     patched = changed(anew, model, "apply_patch", {"patchText": patch})
+    assert len(of_type(anew.task_events(anew.get("/tasks").json()["tasks"][0]["taskId"]), "process.started")) == 1
     assert "a.py:1:8: F401" in patched
     assert "lib/b.py:1:8: F401" in patched
     assert "gone.py:" not in patched
+
+
+def test_hostile_files_and_output_take_no_time(tmp_path: Path) -> None:
+    known = {checker.name: checker for checker in CHECKERS}
+    write(tmp_path / "pyproject.toml", "\n" * 1_000_000)
+    assert not known["ruff"].configured(tmp_path)
+    write(tmp_path / "tsconfig.json", '{"files":[],' + '"references":[' * 70_000)
+    assert len(known["tsc"].commands(tmp_path, [])) == 1
+    (found,) = known["tsc"].read("a.ts(1,1): error TS1: x\n" + " x\n" * 500_000, tmp_path)
+    assert len(found.text) < 2_000
 
 
 @pytest.mark.parametrize("checker", CHECKERS, ids=[checker.name for checker in CHECKERS])

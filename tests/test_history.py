@@ -8,14 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.calls import SKIPPED, nudged
+from agent_server.calling.calls import nudged
 from agent_server.events import Event
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import distinct
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Message, Text, ToolCall
 from agent_server.sessions.conversation import Conversation
-from agent_server.sessions.entries import INTERRUPTED, entry_to_wire, prompt_id
+from agent_server.sessions.entries import INTERRUPTED, SKIPPED, entry_to_wire, prompt_id
 from agent_server.sessions.standing import standing
 from agent_server.sessions.summary import Summarised, choose
 from tests.emulators.history import complaint
@@ -69,7 +69,7 @@ class Life:
         self.requests += 1
         sent = self._encoded()
         assert complaint(json.loads(sent)) is None, sent
-        for form in self._state.forms:
+        for form in [*self._state.forms(), *self._state.forms(is_too_long=True)]:
             body = BodyEncoder().encode(ENDPOINT, [SYSTEM, *self._state.in_form(form)], (), None)
             assert complaint(json.loads(body)) is None, (form, body)
         self.restart()
@@ -109,8 +109,9 @@ class Life:
             data["reasoning"] = {"text": "Hm.", "field": "reasoning_content", "provider": "openai-compatible", "model": "m"}
         added = list(self._state.added)
         self._steer(task_id)  # while the model speaks: it is for the next request
-        if self._state.forms and self.draw(False, False, True):
-            form = self.draw(*self._state.forms)
+        forms = [*self._state.forms(), *self._state.forms(is_too_long=True)]
+        if forms and self.draw(False, False, True):
+            form = self.draw(*forms)
             self.add("session.repaired", {"messageId": self.new("msg"), "form": form, "added": added}, task_id)
         self.add("message.completed", {**data, "added": added}, task_id)
 
@@ -126,7 +127,7 @@ class Life:
                 continue
             match self.draw("ends", "ends", "ends", "crash", "crash before", "cancel", "cancel before"):
                 case "ends":
-                    self._finish(call, self.draw("", " ", "fine"), task_id)
+                    self._finish(call, self.draw("", " ", "fine", "long " * 20_000), task_id)
                 case "crash" if call.name != "task":  # a subagent goes on after it
                     self.restart()
                     self.add("tool.finished", {**_result(call, INTERRUPTED), "interrupted": True}, task_id)

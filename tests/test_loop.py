@@ -1,10 +1,14 @@
 """What the loop sends a model, and what it does with what the model says."""
 
 import json
+import re
 from itertools import pairwise
+
+import pytest
 
 from tests.emulators.openai import OpenAIEmulator
 from tests.serving import ServerProcess
+from tools import MAX_BYTES, MAX_LINES
 
 
 def run(agent: ServerProcess, prompt: str = "go", **more: object) -> dict[str, object]:
@@ -70,6 +74,21 @@ def test_invalid_calls_are_answered_to_the_model(agent: ServerProcess, model: Op
     assert "bash" in results[2]
 
 
+@pytest.mark.parametrize("permission", [{}, {"bash": "deny"}])
+def test_arguments_that_are_nested_too_deep_end_no_task(permission: dict[str, str], agent: ServerProcess, model: OpenAIEmulator) -> None:
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": permission}))
+    depths = [10, 99, 100, *range(900, 1_010, 5), 50_000]
+    calls = [{"name": "list", "arguments": f'{{"no_such": {"[" * depth}{"]" * depth}}}'} for depth in depths]
+    model.script({"tool_calls": calls}, {"text": "I see."})
+    task = run(agent)
+    assert task["response"] == "I see."
+    results = [message["content"] for message in model.requests()[-1].json["messages"] if message["role"] == "tool"]
+    assert len(results) == len(depths)
+    assert (results[0], "not valid JSON" in results[-1]) == (results[1], True)
+    told = [event["input"] for event in agent.task_events(str(task["taskId"])) if event["type"] == "tool.started"]
+    assert [isinstance(given, str) for given in told] == [depth > 99 for depth in depths]
+
+
 def test_independent_reads_run_side_by_side_and_effects_in_order(agent: ServerProcess, model: OpenAIEmulator) -> None:
     for name in "abc":
         (agent.workspace / name).write_text(name)
@@ -100,6 +119,40 @@ def test_a_long_result_is_cut_and_the_rest_can_be_read(agent: ServerProcess, mod
     run(agent)
     again = [m["content"] for m in model.requests()[-1].json["messages"] if m["role"] == "tool"][-1]
     assert "50000" in again
+
+
+def test_a_page_of_a_file_reaches_the_model_with_its_offset_and_new_instructions(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    for folder in ("lines", "bytes", "plain"):
+        (agent.workspace / folder).mkdir()
+    (agent.workspace / "plain/a.txt").write_text("x\n" * 5_000)
+    (agent.workspace / "lines/a.txt").write_text("x\n" * 5_000)
+    (agent.workspace / "lines/AGENTS.md").write_text("rule\n" * 500 + "Last rule.")
+    (agent.workspace / "bytes/a.txt").write_text(f"{'x' * 1_000}\n" * 5_000)
+    (agent.workspace / "bytes/AGENTS.md").write_text("r" * 19_000 + "Last rule.")
+    names = ("plain", "lines", "bytes")
+    model.script(*({"tool_calls": [{"name": "read", "arguments": {"filePath": f"{name}/a.txt"}}]} for name in names), {"text": "done"})
+    run(agent)
+    results = [message["content"] for message in model.requests()[-1].json["messages"] if message["role"] == "tool"]
+    assert results[0].endswith("\n2000: x\n\n(Lines 1 to 2000. There is more: go on with offset=2001.)")
+    for result in results:
+        assert (last := re.search(r"\n(\d+): x+\n\n\(Lines 1 to (\d+)\. There is more: go on with offset=(\d+)\.\)", result))
+        assert int(last[1]) == int(last[2]) == int(last[3]) - 1
+        assert len(result.encode()) <= MAX_BYTES
+    assert all(result.endswith("Last rule.\n</instructions>") for result in results[1:])
+
+
+def test_a_cut_result_is_no_longer_than_the_limits(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    tools = [{"name": "long", "description": "d", "parameters": {"type": "object"}}]
+    for call, text in (("call_wide", "é" * 100_000), ("call_high", "\n" * 30_000)):
+        model.script({"tool_calls": [{"name": "long", "arguments": {}, "id": call}]}, {"text": "done"})
+        task_id = agent.submit(tools=tools)
+        agent.wait_for(task_id, "tool.requested")
+        assert agent.post(f"/tasks/{task_id}/tool-results", {"toolCallId": call, "output": text}).status_code == 200
+        agent.finish(task_id)
+        result = model.requests()[-1].json["messages"][-1]["content"]
+        assert "[cut: the whole is in " in result
+        assert len(result.encode()) <= MAX_BYTES
+        assert result.count("\n") <= MAX_LINES
 
 
 def test_a_step_limit_ends_the_task_with_its_reason(agent: ServerProcess, model: OpenAIEmulator) -> None:

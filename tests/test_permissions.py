@@ -244,10 +244,26 @@ def test_cancelling_and_the_deadline_end_the_wait(agent: ServerProcess, model: O
     assert agent.post(f"/tasks/{task_id}/cancel").json()["phase"] == "cancelled"
     assert say(agent, asked, "once") == (409, "CONFLICT")
     assert agent.get("/sessions/sess_main/permissions").json() == {"permissions": []}
-    late = agent.post("/run", {"prompt": "go", "timeout": 700})
-    assert late.json()["error"]["code"] == "TASK_TIMEOUT"
+    error = agent.post("/run", {"prompt": "go", "timeout": 700}).json()["error"]
+    (late,) = of_type(agent.task_events(error["details"]["taskId"]), "permission.requested")
+    assert error["code"] == "TASK_TIMEOUT"
+    assert error["details"]["awaited"] == [late["permissionId"]]
+    assert "waited for an answer" in error["message"]
     rule(agent, "allow")
     assert agent.post("/run", {"prompt": "go"}).json()["response"] == "Next."
+    assert not (agent.workspace / "a").exists()
+
+
+def test_a_client_that_answers_nothing_is_not_waited_for(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    rule(agent, {"bash": {"*": "ask", "ls*": "allow"}})
+    model.script({"tool_calls": [bash("touch a"), bash("ls")]}, {"text": "Done."})
+    done = agent.post("/run", {"prompt": "go", "interactive": False}).json()
+    assert done["response"] == "Done."
+    assert ["nobody is there to allow it" in result for result in results(model)] == [True, False]
+    assert "touch a" in results(model)[0]
+    told = agent.task_events(done["taskId"])
+    assert not of_type(told, "permission.requested")
+    assert of_type(told, "tool.finished")[0]["details"] == {"reason": "unasked"}
     assert not (agent.workspace / "a").exists()
 
 
@@ -316,6 +332,23 @@ def test_tools_of_the_client_go_by_the_rules_too(agent: ServerProcess, model: Op
     assert agent.post(f"/tasks/{task_id}/tool-results", {"toolCallId": "w", "output": "sunny"}).status_code == 200
     agent.finish(task_id)
     assert ["forbids" in results(model)[0], results(model)[1]] == [True, "sunny"]
+
+
+def test_agents_have_rules_of_their_own_and_what_has_no_effect_is_said(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    denied = {"permission": {"list": "deny"}}
+    given = {"tools": {"write": False}, "agent": {"build": {"permission": {"bash": "deny"}}, "plan": denied, "review": denied}}
+    (agent.workspace / "opencode.json").write_text(json.dumps(given))
+    calls = [bash("touch a"), write("b"), {"name": "list", "arguments": {}}]
+    model.script({"tool_calls": calls}, {"text": "Built."}, {"tool_calls": calls}, {"text": "Planned."})
+    task_id = agent.submit()
+    agent.finish(task_id)
+    assert ["forbids" in result for result in results(model)] == [True, True, False]
+    (said,) = [event for event in of_type(agent.task_events(task_id), "log") if event["level"] == "WARNING"]
+    assert said["source"] == "permissions"
+    assert "agent.review has rules" in said["message"]
+    agent.finish(agent.submit(mode="plan", sessionId="plan"))
+    assert ["forbids" in result for result in results(model)] == [False, False, True]
+    assert [path.name for path in agent.workspace.iterdir()] == ["opencode.json"]
 
 
 # Plan mode

@@ -112,6 +112,15 @@ def test_a_file_and_all_together_are_bounded(bot: ServerProcess, model: OpenAIEm
     assert cut == {"AGENTS.md": True, "SOUL.md": False, "IDENTITY.md": False, "USER.md": True}
 
 
+def test_a_cut_is_told_and_leaves_no_part_of_a_character(bot: ServerProcess, model: OpenAIEmulator) -> None:
+    (bot.workspace / "AGENTS.md").write_text("\n" * 5 + "😀" * 25_000)
+    (bot.workspace / "SOUL.md").write_text("soul" + " " * 10**6 + "mate")
+    found = parts(system(bot, model))
+    note = "\n[cut: the file is longer; read {} for the rest]"
+    assert found["SOUL.md"] == "soul" + note.format("SOUL.md")
+    assert set(found["AGENTS.md"].removesuffix(note.format("AGENTS.md"))) == {"😀"}
+
+
 def test_a_file_for_which_there_is_no_room_is_named(bot: ServerProcess, model: OpenAIEmulator) -> None:
     for name in PARTS:
         (bot.workspace / name).write_text("z" * 10**6)

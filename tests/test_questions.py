@@ -1,6 +1,7 @@
 """Questions of the agent: asked of a client that listens, and of nobody else."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -116,6 +117,47 @@ def test_a_question_that_all_listeners_left_is_refused_in_the_end(agent: ServerP
     (answered,) = of_type(agent.task_events(task_id), "question.answered")
     assert (answered["rejected"], answered["reason"]) == (True, "no_client")
     assert answer(agent, asked, answers=[["red"]]).status_code == 409
+
+
+@contextmanager
+def passing_by(agent: ServerProcess) -> Iterator[None]:
+    """Streams of another task open and end all the time meanwhile."""
+    over = threading.Event()
+
+    def pass_by() -> None:
+        with agent.client() as client:
+            while not over.wait(0.1):
+                client.get(f"/tasks/{other}/events")
+
+    other = agent.submit("other", sessionId="other")
+    agent.finish(other)
+    thread = threading.Thread(target=pass_by)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_streams_of_other_tasks_do_not_hasten_a_refusal(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "Other."}, {"tool_calls": [ask(COLOUR)]}, {"text": "Red."})
+    with passing_by(agent):
+        task_id = agent.submit()
+        while not agent.get(f"/tasks/{task_id}").json()["toolsUsed"]:
+            time.sleep(0.02)
+        time.sleep(0.5)  # of the 2 s that a question waits for its first listener
+        with listening(agent, f"/tasks/{task_id}/events") as told:
+            assert answer(agent, until(told, "question.asked"), answers=[["red"]]).status_code == 200
+            assert until(told, "task.completed")["response"] == "Red."
+
+
+def test_streams_of_other_tasks_do_not_put_a_refusal_off(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"text": "Other."}, {"tool_calls": [ask(COLOUR)]}, {"text": "I assume red."})
+    with passing_by(agent):
+        task_id = agent.submit()
+        agent.wait_for(task_id, "question.asked")  # and goes
+        assert agent.finish(task_id, 10)["response"] == "I assume red."
 
 
 def test_a_question_outlives_a_kill_and_is_not_asked_twice(agent: ServerProcess, model: OpenAIEmulator) -> None:

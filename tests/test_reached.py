@@ -77,6 +77,15 @@ def test_the_session_goes_on_after_each_limit(
     assert_requests([*requests, *model.requests()])
 
 
+def test_a_limit_of_the_cost_that_cannot_hold_is_told(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash("true")]}, {"tool_calls": [WRITE]}, {"text": "Done."}, turn(bash("true")), {"text": "Done."})
+    for name, warnings in (("unpriced", 1), ("priced", 0)):
+        task_id = agent.submit("work", sessionId=name, maxCost=9)
+        assert agent.finish(task_id)["status"] == "completed"
+        told = [event["message"] for event in of_type(agent.task_events(task_id), "log")]
+        assert told == ["maxCost does not hold: neither the provider nor the table of prices says what test-model costs."] * warnings
+
+
 def test_a_limit_before_anything_was_said_says_so(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(STALLED)
     error = agent.post("/run", {"prompt": "work", "timeout": 600}).json()["error"]

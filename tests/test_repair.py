@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.providers import Endpoint
 from agent_server.messages import Image, Message, Text, ToolCall
-from agent_server.sessions.repair import FORMS, Said, forms, reformed
+from agent_server.sessions.repair import FORMS, MAX_REPAIRS, RECENT_TOKENS, SHORT_FORMS, Said, forms, reformed
 from tests.emulators.history import complaint, refusal
 from tests.emulators.openai import OpenAIEmulator, Record
 from tests.ended import assert_requests, of_type
@@ -161,13 +161,38 @@ def test_a_first_prompt_is_tried_in_no_other_form(agent: ServerProcess, model: O
     assert len(model.requests()) == 1
 
 
-def test_a_task_is_repaired_once(agent: ServerProcess, model: OpenAIEmulator) -> None:
+def test_a_second_complaint_in_a_task_does_not_end_it_either(agent: ServerProcess, model: OpenAIEmulator) -> None:
     begin(agent, model)
-    model.script(refusing("reasoning", tool_calls=[bash("true")]), refusing("calls"))
-    error = agent.post("/run", {"prompt": "And now?"}).json()["error"]
+    model.script(refusing("reasoning", tool_calls=[bash("echo more")]), refusing("calls", tool_calls=[bash("true")]), refusing("roles"))
+    task_id = agent.submit("And now?")
+    assert agent.finish(task_id)["response"] == "Taken."
+    assert [event["form"] for event in repairs(agent, task_id)] == ["plain", "transcript", "transcript"]
+    transcripts = [contents(record) for record in model.requests() if "as a transcript" in contents(record)]
+    assert {text.count("as a transcript") for text in transcripts} == {text.count("Go on with what") for text in transcripts} == {1}
+    assert all(word in transcripts[-1] for word in ("wombat", "A wombat.", "And now?", "echo more"))
+
+
+def test_what_the_user_said_for_the_task_outlives_a_second_complaint(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    begin(agent, model)
+    gate = bash("echo begun; until [ -e go ]; do sleep 0.02; done; echo koala")
+    model.script(refusing("word wombat", tool_calls=[gate]), refusing("word koala"))
+    task_id = agent.submit("And now?")
+    agent.wait_for(task_id, "tool.output")
+    agent.post(f"/tasks/{task_id}/messages", {"prompt": "And then?"})
+    (agent.workspace / "go").touch()
+    assert agent.finish(task_id)["response"] == "Taken."
+    assert [event["form"] for event in repairs(agent, task_id)] == ["prompt", "prompt"]
+    last = contents(model.requests()[-1])
+    assert [last.count(text) for text in ("And now?", "And then?", "is left out", "koala")] == [1, 1, 1, 0]
+
+
+def test_a_task_that_needs_another_form_for_each_step_comes_to_an_end(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash("true")]}, *[refusing("calls", tool_calls=[bash(f"echo {n}")]) for n in range(MAX_REPAIRS + 5)])
+    task_id = agent.submit("go")
+    error = agent.finish(task_id)["error"]
     assert (error["code"], "tool_use" in error["message"]) == ("MODEL_ERROR", True)
-    assert [event["form"] for event in repairs(agent, error["details"]["taskId"])] == ["plain"]
-    assert len(model.requests()) == 3
+    assert len(repairs(agent, task_id)) == MAX_REPAIRS
+    model.script(refusing("calls"))
     assert agent.post("/run", {"prompt": "Go on."}).json()["response"] == "Taken."
 
 
@@ -250,6 +275,34 @@ def test_every_form_is_smaller_trouble(turns: Sequence[Sequence[Said]]) -> None:
         if form != "plain":
             assert [message["role"] for message in body["messages"]] == ["system", "user"]
             assert complaint(body) is None
+
+
+def turn(size: int) -> list[Said]:
+    """A call and its result of so many tokens."""
+    call = ToolCall(f"call_{size}", "bash", "{}")
+    return [(Message("assistant", (), (call,)), False), (Message("tool", (Text("x" * 4 * size),), tool_call_id=call.id), False)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kept"),
+    [([RECENT_TOKENS, 9_000, 9_001], 2), ([50_000, 10], 1), ([10, 50_000], None), ([10, 20], None)],
+    ids=["as-many-as-fit", "one", "none-fits", "all-fit"],
+)
+@pytest.mark.parametrize("is_new", [False, True])
+def test_of_what_is_too_long_the_newest_turns_stay(sizes: list[int], kept: int | None, is_new: bool) -> None:
+    prompt: list[Said] = [(Message("user", (Text("Do it."),)), True)]
+    past = [said for size in sizes for said in turn(size)]
+    said = [*past, *prompt] if is_new else [*prompt, *past]
+    offered = forms(said, is_too_long=True)
+    assert offered == ["prompt"] if kept is None else [*SHORT_FORMS]
+    for form in offered:
+        messages = reformed(said, form)
+        left = 2 * (kept or 0) if form == "recent" else 0
+        rest = [message for message, _ in (past[len(past) - left :] if left else [])]
+        assert messages[1:] == ([*rest, prompt[0][0]] if is_new and left else rest)
+        assert ("Do it." in messages[0].text) == (not (is_new and left))
+        body = {"messages": [{"role": "system", "content": "s"}, *json.loads(encode(messages))]}
+        assert complaint(body) is None
 
 
 def encode(messages: Sequence[Message]) -> bytes:

@@ -1,11 +1,14 @@
 """What the rules of opencode.json say of a call."""
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent_server.calling.permissions import Called, Judgement, Places, judge, parse_rules
+from agent_server.calling.permissions import Called, Judgement, Places, judge
+from agent_server.calling.rules import read_rules, rules_of
 from agent_server.errors import InvalidRequest
 
 
@@ -23,7 +26,7 @@ def verdict(places: Places, rules: Any, tool: str, *, is_own: bool = True, **arg
 
 
 def said(places: Places, rules: Any, tool: str, *, is_own: bool = True, **arguments: Any) -> Judgement:
-    return judge(parse_rules(rules), (), Called(tool, arguments, is_own), places)
+    return judge(rules_of({"permission": rules}), (), Called(tool, arguments, is_own), places)
 
 
 def patch(lines: str) -> dict[str, str]:
@@ -34,6 +37,8 @@ def within(folder: str, lines: str) -> dict[str, str]:
     """A patch as models pass it to a shell."""
     return {"patchText": f"cd {folder} && apply_patch <<'EOF'\n{patch(lines)['patchText']}\nEOF"}
 
+
+HOME = os.path.expanduser("~")
 
 DENY_RM = {"*": "allow", "rm *": "deny", "git push*": "ask"}
 ONLY_STATUS = {"*": "ask", "git status*": "allow"}
@@ -60,6 +65,21 @@ ONLY_STATUS = {"*": "ask", "git status*": "allow"}
         (DENY_RM, "case a in b) ls;; esac", "deny"),
         (DENY_RM, "xargs rm < list", "deny"),
         (DENY_RM, "A=1", "allow"),
+        (DENY_RM, "git pus?", "ask"),
+        (DENY_RM, "git add *.py", "allow"),
+        (DENY_RM, "find . -name *.py", "allow"),
+        ({"cat .env*": "deny"}, "cat .e*", "deny"),
+        ({"cat .env*": "deny"}, "cat .[e]nv", "deny"),
+        ({"cat .env*": "deny"}, "cat '.e*'", "allow"),
+        ({"cat .env": "deny"}, "cat .[e]nv", "deny"),
+        ({"cat .env": "deny"}, "cat .?nv", "deny"),
+        ({"cat .env": "deny"}, "cat .??nv", "allow"),
+        ({"curl *evil*": "deny"}, "curl http://a.example/?b=1", "allow"),
+        ({"curl *evil*": "deny"}, "curl http://?vil.example/", "deny"),
+        ({"*": "ask", "cat ?.md": "allow"}, "cat ?.md", "allow"),
+        ({"cat .env*": "deny"}, "cat src/*.py", "allow"),
+        ({"*": "ask", "ls *.py": "allow"}, "ls *.py", "allow"),
+        ({"*": "ask", "ls a.py": "allow"}, "ls ?.py", "ask"),
         (ONLY_STATUS, "git status", "allow"),
         (ONLY_STATUS, "git status -s && git status", "allow"),
         (ONLY_STATUS, "git status | cat", "ask"),
@@ -116,6 +136,22 @@ def test_commands(places: Places, rules: Any, command: str, wanted: str) -> None
         ({"external_directory": "ask"}, "read", {"filePath": "/etc/passwd"}, "ask"),
         ({"external_directory": "ask"}, "read", {"filePath": "src"}, "allow"),
         ({"external_directory": "ask"}, "bash", {"command": "ls", "workdir": "/etc"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "cat /etc/passwd"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "git status && cd .. && ls"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "cp ~/.ssh/id_rsa ."}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "sudo cat '/etc/shadow'"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm /etc/*.conf"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm s*/../../x"}, "ask"),
+        ({"external_directory": "ask"}, "bash", {"command": "touch ../a", "workdir": "src"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "rm -rf src/x {root}/src *.py $A a{b,c}"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "cat {outputs}/a"}, "allow"),
+        ({"external_directory": "ask"}, "bash", {"command": "python3 /opt/x.py"}, "allow"),
+        ({"external_directory": {"*": "deny", "/etc/*": "allow"}}, "bash", {"command": "ls /etc/apt"}, "allow"),
+        ({"external_directory": {"*": "deny", "~/notes/*": "allow"}}, "bash", {"command": "cat ~/notes/a"}, "allow"),
+        ({"*": "deny", "bash": "allow"}, "bash", {"command": "ls && touch a"}, "allow"),
+        ({"bash": {"cat ~/.ssh/*": "deny"}}, "bash", {"command": f"cat {HOME}/.ssh/id"}, "deny"),
+        ({"bash": {f"cat {HOME}/.ssh/*": "deny"}}, "bash", {"command": "cat ~/.ssh/id"}, "deny"),
+        ({"bash": {"*": "ask", f"cat {HOME}/*": "allow"}}, "bash", {"command": "cat '~/a'"}, "ask"),
         ({"external_directory": "ask"}, "grep", {"pattern": "a", "path": "../.."}, "ask"),
         ({"external_directory": "ask"}, "glob", {"pattern": "/etc/*.conf"}, "ask"),
         ({"external_directory": "ask"}, "glob", {"pattern": "../*", "path": "."}, "ask"),
@@ -192,10 +228,92 @@ def test_always_allows_the_pattern_and_never_everything(places: Places, rules: A
     assert asked.verdict == "ask"
     assert [pattern for _, pattern in asked.always] == wanted
     if wanted:
-        again = judge(parse_rules({"bash": rules}), asked.always, Called("bash", {"command": command}), places)
+        again = judge(rules_of({"permission": {"bash": rules}}), asked.always, Called("bash", {"command": command}), places)
         assert again.verdict == "allow"
-        stricter = judge(parse_rules({"bash": {"*": "deny"}}), asked.always, Called("bash", {"command": command}), places)
+        stricter = judge(rules_of({"permission": {"bash": {"*": "deny"}}}), asked.always, Called("bash", {"command": command}), places)
         assert stricter.verdict == "deny"
+
+
+LAYERED = {
+    "tools": {"write": False, "webfetch": False, "bash": True},
+    "permission": {"webfetch": "ask"},
+    "permissions": [{"action": "shell", "resource": "rm *", "effect": "deny"}, {"action": "subagent", "resource": "*", "effect": "ask"}],
+    "agent": {"build": {"permission": {"bash": {"rm a": "allow"}}}, "plan": {"tools": {"webfetch": False}}},
+    "agents": {"general": {"permissions": [{"action": "edit", "resource": "*.md", "effect": "allow"}]}},
+    "mode": {"explore": {"permission": "deny"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("agents", "tool", "arguments", "wanted"),
+    [
+        ((), "edit", {"filePath": "a"}, "deny"),
+        ((), "webfetch", {"url": "https://a.example"}, "ask"),
+        ((), "bash", {"command": "ls"}, "allow"),
+        ((), "bash", {"command": "rm a"}, "deny"),
+        ((), "task", {"subagent_type": "general"}, "ask"),
+        (("build",), "bash", {"command": "rm a"}, "allow"),
+        (("build",), "bash", {"command": "rm b"}, "deny"),
+        (("plan",), "bash", {"command": "rm a"}, "deny"),
+        (("plan",), "webfetch", {"url": "https://a.example"}, "deny"),
+        (("build", "general"), "write", {"filePath": "a.md"}, "allow"),
+        (("build", "general"), "bash", {"command": "rm a"}, "allow"),
+        (("plan", "explore"), "read", {"filePath": "a"}, "deny"),
+    ],
+)
+def test_older_and_later_forms_and_those_of_agents(
+    places: Places, agents: tuple[str, ...], tool: str, arguments: dict[str, Any], wanted: str
+) -> None:
+    assert judge(rules_of(LAYERED, agents), (), Called(tool, arguments), places).verdict == wanted
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ({"github_*": "deny"}, "deny"),
+        ({"*": "ask", "github_*": "allow"}, "allow"),
+        ({"*": "ask", "github_create_issue": "allow"}, "allow"),
+        ({"create_issue": "deny"}, "deny"),
+        ({"*": "ask", "create_issue": "allow"}, "ask"),
+        ({"*": "ask", "hub_create_issue": "allow"}, "allow"),
+        ({"github_*": {"*prod*": "deny"}}, "deny"),
+        ({"github_*": {"*test*": "deny"}}, "allow"),
+    ],
+)
+def test_a_tool_of_an_mcp_server_goes_by_all_of_its_names(places: Places, rules: Any, wanted: str) -> None:
+    call = Called("hub_create_issue", {"in": "prod"}, is_own=False, names=("github_create_issue",), likely=("create_issue",))
+    assert judge(rules_of({"permission": rules}), (), call, places).verdict == wanted
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    given = {"permission": {"doom_loop": "ask"}, "agent": {"review": {"permission": {"edit": "deny"}}, "plan": {"model": "x"}}}
+    (tmp_path / "opencode.json").write_text(json.dumps(given))
+    found = read_rules(tmp_path)
+    assert found.given == {"permission": {"doom_loop": "ask"}}
+    assert [complaint.split()[1] for complaint in found.complaints] == ["agent.review", "doom_loop"]
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"tools": []}, "tools"),
+        ({"tools": {"bash": "off"}}, "tools.bash"),
+        ({"permissions": {"bash": "deny"}}, "permissions"),
+        ({"permissions": ["deny"]}, "permissions[0]"),
+        ({"permissions": [{"action": "a", "resource": "*"}]}, "permissions[0].effect"),
+        ({"permissions": [{"resource": "*", "effect": "deny"}]}, "permissions[0]"),
+        ({"agent": "x"}, "agent"),
+        ({"agent": {"build": "x"}}, "agent.build"),
+        ({"agent": {"build": {"permission": {"bash": "no"}}}}, "agent.build.permission.bash"),
+        ({"agents": {"plan": {"permissions": [1]}}}, "agents.plan.permissions[0]"),
+        ({"agent": {"general": {"tools": {"bash": 1}}}}, "agent.general.tools.bash"),
+    ],
+)
+def test_in_a_file_what_cannot_be_understood_is_named(tmp_path: Path, given: Any, place: str) -> None:
+    (tmp_path / "opencode.json").write_text(json.dumps(given))
+    with pytest.raises(InvalidRequest) as refused:
+        read_rules(tmp_path)
+    assert refused.value.details["path"] == place
 
 
 @pytest.mark.parametrize(
@@ -211,12 +329,13 @@ def test_always_allows_the_pattern_and_never_everything(places: Places, rules: A
         ({"bash": {"rm *": {"x": "deny"}}}, "permission.bash.rm *"),
         ({"": "deny"}, "permission."),
         ({"bash": {"": "deny"}}, "permission.bash."),
+        ({"read": {"{env:HOME}/*": "deny"}}, "permission.read.{env:HOME}/*"),
         ({"bash": {str(number): "deny" for number in range(501)}}, "permission"),
     ],
 )
 def test_what_cannot_be_understood_is_named(value: Any, place: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        parse_rules(value)
+        rules_of({"permission": value})
     assert refused.value.details["path"] == place
     assert place in refused.value.message
 

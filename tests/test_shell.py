@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.programs import ONE, UNKNOWN
 from agent_server.calling.shell import MAX_SCRIPT, commands
 
 RM = "rm -rf x"
@@ -121,6 +121,14 @@ def test_a_command_is_found_wherever_it_hides(script: str) -> None:
         ('git commit -m "$MSG"', [f"git commit -m {UNKNOWN}"]),
         ("echo a{b,c}", [f"echo {UNKNOWN}"]),
         ("echo {} {a}", ["echo {} {a}"]),
+        ("cat *.py a?b '?'", [f"cat {UNKNOWN}.py a{ONE}b ?"]),
+        ("cat .[e]nv a[b]c[d]*.x[", [f"cat .{UNKNOWN}nv a{UNKNOWN}{UNKNOWN}.x["]),
+        ("cat [ ] a[ b] [']'x", [f"cat [ ] a[ b] {UNKNOWN}x"]),
+        ("cat '*.py' \\? \"[a]\"", ["cat *.py ? [a]"]),
+        ("find . -name *.py", [f"find . -name {UNKNOWN}.py"]),
+        ("xargs -I{} sh -c {}", ["xargs -I{} sh -c {}", f"sh -c {UNKNOWN} {UNKNOWN}", UNKNOWN]),
+        ("xargs -I % cp a %b", ["xargs -I % cp a %b", f"cp a {UNKNOWN} {UNKNOWN}"]),
+        ("hash -r", ["hash -r"]),
         ("echo '$(rm x)' \\$(", [UNKNOWN]),
         ("echo '$(rm x)'", ["echo $(rm x)"]),
         ("git commit -m 'a; rm x'", ["git commit -m a; rm x"]),
@@ -165,6 +173,11 @@ def test_what_is_said_of_a_command(script: str, found: list[str]) -> None:
         'sh -c "rm $x"',
         'eval "$X"',
         "env -S 'rm x'",
+        "xargs -I% % x",
+        "xargs --replace=R sh -c R",
+        "hash -p /bin/rm ls; ls x",
+        "setarch x86_64 rm x",
+        "/lib64/ld-linux-x86-64.so.2 /bin/rm x",
         "env -iS 'rm x'",
         "PATH=. git status",
         "LD_PRELOAD=./a.so git status",

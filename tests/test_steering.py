@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from agent_server.sessions.sessions import MAX_MESSAGES
 from tests.emulators.openai import OpenAIEmulator
 from tests.ended import assert_requests, of_type
 from tests.scripts import STALLED, bash
@@ -49,7 +50,7 @@ def test_a_message_lets_the_running_call_end_and_skips_the_others(agent: ServerP
     roles = said(model)
     assert [role for role, _ in roles] == ["user", "assistant", "tool", "tool", "tool", "user"]
     assert roles[2][1] == "begun"
-    assert "skipped due to a queued message" in roles[3][1]
+    assert roles[3:5] == [("tool", "skipped due to a queued message")] * 2
     assert roles[-1] == ("user", "Stop that.")
     assert_requests(model.requests())
     shown = agent.get("/sessions/sess_main/messages").json()["messages"]
@@ -117,6 +118,29 @@ def test_an_ended_task_takes_no_message(agent: ServerProcess, model: OpenAIEmula
     assert agent.post(f"/tasks/{task_id}/messages", {"prompt": " "}).status_code == 400
 
 
+@pytest.mark.parametrize("end", ["steps", "timeout", "cancel", "failure"])
+def test_a_message_that_a_task_ended_before_it_could_answer_is_known_to_the_next(
+    end: str, agent: ServerProcess, model: OpenAIEmulator
+) -> None:
+    work = {"tool_calls": [bash(GATED), bash("touch never")]}
+    model.script(work, {"status": 401} if end == "failure" else {"text": "I know."}, {"text": "I know."})
+    task_id = agent.submit("work", **{"steps": {"maxSteps": 1}, "timeout": {"timeout": 3_000}}.get(end, {}))
+    agent.wait_for(task_id, "tool.output")
+    message_id = steer(agent, task_id, "Use port 8080.")
+    if end == "cancel":
+        agent.post(f"/tasks/{task_id}/cancel")
+    elif end != "timeout":
+        (agent.workspace / "go").touch()
+    assert agent.finish(task_id)["status"] == "failed"
+    shown = agent.get("/sessions/sess_main/messages").json()["messages"]
+    assert [message["messageId"] for message in shown][-1] == message_id
+    agent.kill()
+    agent.start()
+    assert agent.finish(agent.submit("go on"))["response"] == "I know."
+    assert said(model)[-2:] == [("user", "Use port 8080."), ("user", "go on")]
+    assert_requests(model.requests())
+
+
 async def test_at_the_end_of_a_task_a_message_is_either_answered_or_refused(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script({"repeat": {"text": "ok", "delay": 0.005}, "times": 100})
     taken = refused = 0
@@ -162,6 +186,24 @@ def test_a_message_for_a_queued_task_survives_a_kill(agent: ServerProcess, model
     assert [content for role, content in said(model, 1) if role == "user"] == ["first"]
 
 
+async def test_a_bounded_number_of_messages_waits_for_a_task(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    model.script({"tool_calls": [bash(GATED)]}, {"text": "One."}, {"text": "Two."})
+    at_work, queued = agent.submit("first"), agent.submit("second")
+    agent.wait_for(at_work, "tool.output")
+    async with agent.async_client() as client:
+
+        async def send(task_id: str) -> int:
+            return (await client.post(f"/tasks/{task_id}/messages", json={"prompt": "x"})).status_code
+
+        for task_id in (at_work, queued):
+            for _ in range(MAX_MESSAGES // 50):
+                assert set(await asyncio.gather(*(send(task_id) for _ in range(50)))) == {200}
+            assert await send(task_id) == 429
+    (agent.workspace / "go").touch()
+    assert agent.finish(queued)["response"] == "Two."
+    assert [len([text for role, text in said(model, number) if text == "x"]) for number in (1, 2)] == [MAX_MESSAGES, 2 * MAX_MESSAGES]
+
+
 @pytest.mark.parametrize("kind", ["message.added", "tool.finished"])
 def test_a_kill_among_the_skipped_calls_runs_none_of_them(kind: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
     others = [bash("touch never"), {"name": "read", "arguments": {"filePath": "a"}}, bash("touch never"), {"name": "mine", "arguments": {}}]
@@ -178,7 +220,7 @@ def test_a_kill_among_the_skipped_calls_runs_none_of_them(kind: str, agent: Serv
     assert not (agent.workspace / "never").exists()
     results = [content for role, content in said(model) if role == "tool"]
     assert len(results) == 5
-    assert all("skipped due to a queued message" in result for result in results[1:])
+    assert results[1:] == ["skipped due to a queued message"] * 4
     told = agent.task_events(task_id)
     assert [len(of_type(told, kind)) for kind in ("tool.started", "tool.requested", "tool.finished")] == [1, 0, 5]
     assert said(model)[-1] == ("user", "Stop that.")

@@ -130,6 +130,9 @@ def test_each_kind_has_its_tools_and_its_prompt(
 ) -> None:
     tries = [{"name": "write", "arguments": {"filePath": "x", "content": "x"}}, task("deeper")]
     (agent.workspace / "AGENTS.md").write_text("Mind the gap.")
+    skill = agent.workspace / ".claude/skills/pdf/SKILL.md"
+    skill.parent.mkdir(parents=True)
+    skill.write_text("---\nname: pdf\ndescription: Of pages.\n---\n")
     model.script(prompts(go=plan([task("look", kind)]), look=plan(tries), deeper={"text": "Too deep."}))
     task_id = agent.submit("go", system="Be brief.")
     agent.finish(task_id)
@@ -139,6 +142,7 @@ def test_each_kind_has_its_tools_and_its_prompt(
     system = requests_for(model, "look")[0]["messages"][0]["content"]
     assert "You are a subagent" in system
     assert "Mind the gap." in system
+    assert ("- pdf: Of pages." in system) == ("skill" in offered)
     assert system.endswith("Be brief.")
     (sub,) = children(agent, task_id)
     written, delegated = results(agent, sub["taskId"])
@@ -387,6 +391,22 @@ def test_the_end_of_a_task_ends_its_subagents_and_their_commands(agent: ServerPr
     last = [event["seq"] for sub in subs for event in of_type(agent.task_events(sub), "task.failed")]
     assert max(last) < of_type(agent.task_events(task_id), "task.failed")[0]["seq"]
     assert agent.get("/activity").json()["active"] is False
+
+
+@pytest.mark.parametrize("end", ["cancel", "deadline"])
+def test_the_end_of_a_task_ends_what_a_subagent_left_in_the_background(end: str, agent: ServerProcess, model: OpenAIEmulator) -> None:
+    leave = {"name": "bash", "arguments": {"command": "echo $$ > pid; exec sleep 300", "background": True}}
+    begun = bash("until [ -s pid ]; do sleep 0.02; done; echo begun; sleep 300")
+    model.script(prompts(go=plan([task("serve")], [begun]), serve=plan([leave])))
+    task_id = agent.submit("go", **({"timeout": 4_000} if end == "deadline" else {}))
+    agent.wait_for(task_id, "tool.output")
+    pid = int((agent.workspace / "pid").read_text())
+    assert [child["status"] for child in children(agent, task_id)] == ["completed"]
+    assert is_alive(pid)
+    if end == "cancel":
+        agent.post(f"/tasks/{task_id}/cancel")
+    assert agent.finish(task_id)["status"] == "failed"
+    assert not is_alive(pid)
 
 
 def test_the_deadline_of_a_task_ends_its_subagents(agent: ServerProcess, model: OpenAIEmulator) -> None:

@@ -55,6 +55,17 @@ def test_a_rule_may_forbid_one_kind_of_subagent(kind: str, is_made: bool, agent:
     assert bool(children(agent, task_id)) == is_made
 
 
+def test_a_kind_of_subagent_has_rules_of_its_own_besides_those_of_its_task(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    own = {"build": {"permission": {"bash": {"touch a*": "deny"}}}, "general": {"permission": {"bash": {"touch b*": "deny"}}}}
+    (agent.workspace / "opencode.json").write_text(json.dumps({"agent": own}))
+    model.script(prompts(go=plan([bash("touch b"), task("look")]), look=plan([bash("touch a"), bash("touch b2")])))
+    task_id = agent.submit("go")
+    agent.finish(task_id)
+    (sub,) = children(agent, task_id)
+    assert ["forbids" in end["output"] for end in results(agent, sub["taskId"])] == [True, True]
+    assert sorted(path.name for path in agent.workspace.iterdir()) == ["b", "opencode.json"]
+
+
 def test_whoever_follows_a_task_hears_what_its_subagent_asks_and_can_answer(agent: ServerProcess, model: OpenAIEmulator) -> None:
     rule(agent, {"bash": "ask"})
     model.script(prompts(go=plan([task("look")]), look=plan([bash("touch made")])))
@@ -88,6 +99,15 @@ def test_what_a_subagent_asks_outlives_a_kill_and_is_told_once(agent: ServerProc
     assert agent.finish(task_id)["status"] == "completed"
     assert (agent.workspace / "made").read_text() == "x\n"
     assert len(of_type(agent.task_events(task_id), "subagent.asked")) == 1
+
+
+def test_a_deadline_tells_of_what_a_subagent_has_asked_in_vain(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    rule(agent, {"bash": "ask"})
+    model.script(prompts(go=plan([task("look")]), look=plan([bash("touch made")])))
+    error = agent.post("/run", {"prompt": "go", "timeout": 3000}).json()["error"]
+    (asked,) = of_type(agent.task_events(error["details"]["taskId"]), "subagent.asked")
+    assert (error["code"], error["details"]["awaited"]) == ("TASK_TIMEOUT", [asked["permissionId"]])
+    assert asked["permissionId"] in error["message"]
 
 
 @pytest.mark.parametrize("resumed", [False, True])

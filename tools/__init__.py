@@ -223,11 +223,11 @@ class Tool(msgspec.Struct, frozen=True, dict=True):
         Errors: ToolError that says what was expected, what came and what to do.
         """
         try:
-            decoded = msgspec.json.decode(arguments or "{}")
-        except msgspec.DecodeError as error:
+            decoded = without_nulls(msgspec.json.decode(arguments or "{}"))
+        except (msgspec.DecodeError, RecursionError) as error:
             raise ToolError(f"The arguments of {self.name} are not valid JSON ({error}). Call it again with one JSON object.") from error
         try:
-            return msgspec.convert(without_nulls(decoded), self.arguments, strict=False)
+            return msgspec.convert(decoded, self.arguments, strict=False)
         except msgspec.ValidationError as error:
             raise ToolError(f"Invalid arguments for {self.name}: {error}. Call it again with arguments that fit its schema.") from error
 

@@ -20,7 +20,7 @@ MAX_SIBLINGS = 10_000
 """Entries of a folder that are compared with a name that was not found."""
 
 HIDDEN = ".agent-server-"
-"""How the names of what is half-written begin: listings, watches and archives leave them out."""
+"""How the names of what is half-written begin: listings, searches, watches, archives and changes leave them out."""
 
 _LOCKS = tuple(threading.Lock() for _ in range(64))
 
@@ -141,6 +141,20 @@ def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
         draft.replace(path)
     except BaseException:
         draft.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def folders_of(path: Path) -> Iterator[None]:
+    """Makes the folders that a file is to be in; those made are removed again when it then cannot be written."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # it was not made, or somebody has put something there
+                folder.rmdir()
         raise
 
 

@@ -26,7 +26,7 @@ MAX_WORK = 20_000_000
 """Characters that are compared at most, for the same reason."""
 
 MAX_PLACES = 100_000
-"""Places looked for."""
+"""Places looked for. Of a long text that overlaps with itself fewer are, by MAX_WORK."""
 
 MAX_SEARCHED = 20_000
 MAX_COMPARED = 100
@@ -54,10 +54,12 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The places of the strictest way of looking that found any, and what that way ignored (empty: nothing)."""
+    """The places of the strictest way of looking that found any, and what that way ignored (empty: nothing); with `is_cut` there
+    may be more places."""
 
     places: list[Place]
     ignored: str
+    is_cut: bool = False
 
     @property
     def is_exact(self) -> bool:
@@ -78,9 +80,10 @@ def find(text: str, old: str, new: str) -> Found:
             ("white space and typographic characters", lambda: _loose(text, old_lines, new, _alike)),
             ("indentation", lambda: _shifted(text, old_lines, new)),
         ]
+    most = min(MAX_PLACES, MAX_WORK // (len(old) + 1) + 2)
     for ignored, way in ways:
-        if places := list(islice(way(), MAX_PLACES)):
-            return Found(_with_endings(text, places), ignored)
+        if places := list(islice(way(), most)):
+            return Found(_with_endings(text, places), ignored, len(places) == most)
     return Found([], "")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools import CommandResult, ToolContext, ToolError
-from tools._files import name_of, not_found
+from tools._files import HIDDEN, name_of, not_found
 
 MAX_RESULTS = 100
 """Files or lines that a search shows."""
@@ -18,7 +18,7 @@ TIMEOUT = 30.0
 MAX_LISTED = 4 << 20
 """Bytes of a list of files taken from ripgrep."""
 
-_COMMON = ("--no-config", "--no-messages", "--color=never", "--hidden", "--no-require-git", "--glob=!.git")
+_COMMON = ("--no-config", "--no-messages", "--color=never", "--hidden", "--no-require-git", "--glob=!.git", f"--glob=!{HIDDEN}*")
 
 
 def find_ripgrep() -> str:
@@ -43,7 +43,7 @@ def folder_to_search(path: str | None, context: ToolContext) -> Path:
 async def ripgrep(context: ToolContext, options: Sequence[str], root: Path, *, limit: int) -> CommandResult:
     """Runs ripgrep at a file or folder; the paths it gives begin with `./` and are relative to the folder.
 
-    Ripgrep sees hidden files, never .git, and what .gitignore does not exclude, also outside of repositories.
+    Ripgrep sees hidden files, but never .git and what is half-written, and what .gitignore does not exclude, also outside of repositories.
     Errors: ToolError when it is not installed or did not end by itself; a result with exit code 2 is `check`ed.
     """
     folder, target = (root, "./") if root.is_dir() else (root.parent, f"./{root.name}")

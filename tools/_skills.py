@@ -130,10 +130,17 @@ def _entries(folder: Path, *, follow: bool) -> tuple[list[str], list[str]]:
     """Gives the names of the folders and of all else in a folder, sorted; none of one that cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            found = [(entry.name, entry.is_dir(follow_symlinks=follow)) for entry in islice(entries, MOST_ENTRIES)]
+            found = [(entry.name, _is_folder(entry, follow=follow)) for entry in islice(entries, MOST_ENTRIES)]
     except OSError:  # most workspaces have no skills
         return [], []
     return sorted(name for name, is_folder in found if is_folder), sorted(name for name, is_folder in found if not is_folder)
+
+
+def _is_folder(entry: "os.DirEntry[str]", *, follow: bool) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=follow)
+    except OSError:  # a loop of links, or one into a closed folder: it must not hide the others
+        return False
 
 
 def _is_inside(path: Path, workspace: Path) -> bool:

@@ -26,13 +26,19 @@ class Arguments(msgspec.Struct, frozen=True, rename="camel"):
     patch_text: Annotated[str, msgspec.Meta(description="The whole patch, from *** Begin Patch to *** End Patch.")]
 
 
+class _Place(msgspec.Struct, frozen=True):
+    """Where a patch names a file: the `real` path, and as it is `named`: the link itself, where that is one."""
+
+    real: Path
+    named: Path
+
+
 class _Step(msgspec.Struct, frozen=True):
-    """A change with the real paths of its files. `place` is where its file is named: the link itself, where that is one."""
+    """A change with the places of its files."""
 
     change: Change
-    path: Path
-    place: Path
-    target: Path | None
+    place: _Place
+    target: _Place | None
 
 
 class _Seen(msgspec.Struct):
@@ -50,16 +56,19 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
 
 
 def _resolved(change: Change, context: ToolContext) -> _Step:
-    path = context.resolve(change.path, write=True)
-    target = context.resolve(change.target, write=True) if change.target is not None else None
-    head, name = os.path.split(change.path)
-    place = context.resolve(head or ".", write=True) / name if name not in ("", ".", "..") else path
-    return _Step(change, path, place if place.is_symlink() else path, None if target == path else target)
+    return _Step(change, _place(change.path, context), _place(change.target, context) if change.target is not None else None)
+
+
+def _place(path: str, context: ToolContext) -> _Place:
+    real = context.resolve(path, write=True)
+    head, name = os.path.split(path)
+    named = context.resolve(head or ".", write=True) / name if name not in ("", ".", "..") else real
+    return _Place(real, named if named.is_symlink() else real)
 
 
 def _apply(steps: Sequence[_Step], context: ToolContext) -> ToolResult:
-    paths = {path for step in steps for path in (step.path, step.place, step.target) if path is not None}
-    with locks_of(paths):
+    places = [place for step in steps for place in (step.place, step.target) if place is not None]
+    with locks_of({path for place in places for path in (place.real, place.named)}):
         work = _Work(context)
         for step in steps:
             work.take(step)
@@ -94,14 +103,20 @@ class _Work:
 
     def take(self, step: _Step) -> None:
         """Takes the next change in. Errors: ToolError when it cannot be made."""
-        name = name_of(step.place if step.change.kind == "delete" else step.path, self._workspace)
+        path = self._path(step.place)
+        takes_away = step.change.kind == "delete" or step.target is not None
+        name = name_of(step.place.named if takes_away else path, self._workspace)
         with file_errors("patch", name):
             if step.change.kind == "add":
-                self._add(step, name)
+                self._add(step.change, path, name)
             elif step.change.kind == "delete":
-                self._delete(step, name)
+                self._delete(step.place, path, name)
             else:
-                self._update(step, name)
+                self._update(step, path, name)
+
+    def _path(self, place: _Place) -> Path:
+        """The file that is written at a place. Where the steps so far removed a link, nothing leads to its target any more."""
+        return place.named if place.named in self.files else place.real
 
     def _seen(self, path: Path, name: str) -> _Seen:
         if path in self.files:
@@ -116,41 +131,46 @@ class _Work:
             raise ToolError(f"The patch's files have more than {size_of(MAX_TOTAL)}; nothing was changed. Apply it in parts.")
         return _Seen(data, state)
 
-    def _add(self, step: _Step, name: str) -> None:
-        seen = self._seen(step.path, name)
-        text = "".join(f"{line}\n" for line in step.change.lines)
+    def _existing(self, path: Path, name: str) -> tuple[bytes, os.stat_result | None]:
+        seen = self._seen(path, name)
+        if seen.data is None and path in self.files:
+            raise ToolError(f"{name} is removed or moved earlier in the patch; nothing was changed.")
+        if seen.data is None:
+            raise not_found(path, name)
+        return seen.data, seen.state
+
+    def _add(self, change: Change, path: Path, name: str) -> None:
+        seen = self._seen(path, name)
+        text = "".join(f"{line}\n" for line in change.lines)
         data = text.encode() if seen.data is None else encode_replacing(decode(seen.data), text)
-        self._put(step.path, data, seen.state)
+        self._put(path, data, seen.state)
         self._tell("A", seen.data, data, name)
 
-    def _delete(self, step: _Step, name: str) -> None:
-        if step.place.is_symlink() and step.place not in self.files:
-            self.files[step.place] = None
+    def _delete(self, place: _Place, path: Path, name: str) -> None:
+        if place.named.is_symlink() and place.named not in self.files:
+            self.files[place.named] = None
             self.told.append(f"D {name}")
             return
-        seen = self._seen(step.path, name)
-        if seen.data is None:
-            raise not_found(step.path, name)
-        self.files[step.path] = None
-        self._tell("D", seen.data, None, name)
+        old, _ = self._existing(path, name)
+        self.files[path] = None
+        self._tell("D", old, None, name)
 
-    def _update(self, step: _Step, name: str) -> None:
-        seen = self._seen(step.path, name)
-        if seen.data is None:
-            raise not_found(step.path, name)
-        data = seen.data
+    def _update(self, step: _Step, path: Path, name: str) -> None:
+        old, state = self._existing(path, name)
+        data = old
         if step.change.hunks:
-            text = decode(seen.data)
+            text = decode(old)
             data = encode_kept(text, apply_hunks(text, step.change.hunks, name), name)
-        if step.target is None:
-            self._put(step.path, data, seen.state)
-            self._tell("M", seen.data, data, name)
+        target = self._path(step.target) if step.target is not None else path
+        if target == path:
+            self._put(path, data, state)
+            self._tell("M", old, data, name)
             return
-        new_name = name_of(step.target, self._workspace)
-        self._seen(step.target, new_name)  # which refuses a folder
-        self.files[step.place] = None
-        self._put(step.target, data, seen.state)
-        self._tell("M", seen.data, data, name, new_name)
+        new_name = name_of(target, self._workspace)
+        self._seen(target, new_name)  # which refuses a folder
+        self.files[step.place.named] = None
+        self._put(target, data, state)
+        self._tell("M", old, data, name, new_name)
 
     def _put(self, path: Path, data: bytes, like: os.stat_result | None) -> None:
         self.files[path] = NewFile(data, like)

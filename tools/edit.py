@@ -21,7 +21,7 @@ from tools._files import (
     size_of,
     stamp,
 )
-from tools._match import MAX_PLACES, Found, Place, find, nearest
+from tools._match import Found, Place, find, nearest
 from tools._text import decode, encode_kept
 from tools.write import write
 
@@ -81,14 +81,13 @@ def _chosen(text: str, found: Found, name: str, arguments: Arguments) -> list[Pl
         similar = showable(nearest(text, arguments.old_string))
         hint = f"The most similar lines are:\n{similar}" if similar else "No line is similar: read the file."
         raise ToolError(f"oldString is not in {name}; nothing was changed. {hint}")
-    if len(places) == MAX_PLACES:
-        raise ToolError(f"oldString is in {name} too often; nothing was changed. Use bash (sed).")
     if len(places) > 1 and not (arguments.replace_all and found.is_exact):
         how = "" if found.is_exact else f" (ignoring differences in {found.ignored})"
         advice = "Add lines around it to oldString" + (", or set replaceAll." if found.is_exact else ", exactly as they are in the file.")
-        raise ToolError(
-            f"oldString is {len(places)} times in {name}{how}, at lines {_line_numbers(text, places)}; nothing was changed. {advice}"
-        )
+        count = f"at least {len(places)}" if found.is_cut else f"{len(places)}"
+        raise ToolError(f"oldString is {count} times in {name}{how}, at lines {_line_numbers(text, places)}; nothing was changed. {advice}")
+    if found.is_cut:
+        raise ToolError(f"oldString is in {name} too often; nothing was changed. Use bash (sed).")
     return places
 
 

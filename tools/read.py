@@ -6,6 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar
@@ -13,7 +14,7 @@ from typing import Annotated, Any, BinaryIO, TypeVar
 import msgspec
 
 from tools import MAX_BYTES, MAX_LINES, Picture, Tool, ToolContext, ToolError, ToolResult
-from tools._files import file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
+from tools._files import HIDDEN, file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
 from tools._text import decode
 
 MAX_LINE = 2_000
@@ -21,6 +22,9 @@ MAX_LINE = 2_000
 
 MAX_SHOWN = MAX_BYTES - 1024
 """Bytes of lines shown: what is told of them has room in the result, too."""
+
+MIN_LINES, MIN_SHOWN = 100, 10 * 1024
+"""Lines and bytes of them that are shown however long the instructions are that come with them."""
 
 MAX_ENTRIES = 100_000
 """Entries of a folder that are sorted."""
@@ -47,6 +51,19 @@ class Arguments(msgspec.Struct, frozen=True, rename="camel"):
     limit: Annotated[Annotated[int, msgspec.Meta(ge=1)] | None, msgspec.Meta(description="Lines to show at most (default 2000).")] = None
 
 
+class _Part(msgspec.Struct, frozen=True):
+    """What is to be shown: items from `first`, counted from 1, at most `limit` of them and `room` bytes."""
+
+    first: int
+    limit: int
+    room: int
+
+    def beside(self, told: str) -> "_Part":
+        """The part that has room in a result with another text, but never less than MIN_SHOWN."""
+        limit = min(self.limit, max(MIN_LINES, MAX_LINES - told.count("\n")))
+        return _Part(self.first, limit, max(MIN_SHOWN, self.room - len(told.encode("utf-8", "replace"))))
+
+
 class _Page(msgspec.Struct, frozen=True):
     """The items shown; `last` is the number of the last item looked at: of all of them, unless there is `more`."""
 
@@ -58,18 +75,20 @@ class _Page(msgspec.Struct, frozen=True):
 async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
     path = context.resolve(arguments.file_path)
     name = name_of(path, context.workspace)
-    first, limit = max(1, arguments.offset or 1), min(arguments.limit or MAX_LINES, MAX_LINES)
-    content, *pictures = await asyncio.to_thread(_read, path, name, first, limit, context)
+    part = _Part(max(1, arguments.offset or 1), min(arguments.limit or MAX_LINES, MAX_LINES), MAX_SHOWN)
+    content, *pictures = await asyncio.to_thread(_read, path, name, part, context)
     details: dict[str, Any] = {"path": name}
     instructions = context.nested_instructions(path)
     if instructions:
         details["instructions"] = list(instructions)
         texts = (f'\n\n<instructions file="{file}">\n{text}\n</instructions>' for file, text in instructions.items())
-        content += "\n\nThe project's instructions for this folder:" + "".join(texts)
+        told = "\n\nThe project's instructions for this folder:" + "".join(texts)
+        content, *pictures = await asyncio.to_thread(_read, path, name, part.beside(told), context)
+        content += told
     return ToolResult(content, details, pictures=tuple(pictures))
 
 
-def _read(path: Path, name: str, first: int, limit: int, context: ToolContext) -> tuple[str] | tuple[str, Picture]:
+def _read(path: Path, name: str, part: _Part, context: ToolContext) -> tuple[str] | tuple[str, Picture]:
     """What is shown. A file is noted as seen also when it cannot be shown: then the model knows that, and may replace it."""
     with file_errors("read", name):
         try:
@@ -77,7 +96,7 @@ def _read(path: Path, name: str, first: int, limit: int, context: ToolContext) -
         except FileNotFoundError as error:
             raise not_found(path, name) from error
         if stat.S_ISDIR(state.st_mode):
-            return (_read_folder(path, name, first, limit),)
+            return (_read_folder(path, name, part),)
         if not stat.S_ISREG(state.st_mode):
             raise ToolError(f"{name} is not a regular file.")
         with lock_of(path):
@@ -85,25 +104,23 @@ def _read(path: Path, name: str, first: int, limit: int, context: ToolContext) -
             data = read_whole(path, state)
             context.saw(path, stamp(data, path))
         if data is not None:
-            return _show(data, name, first, limit)
+            return _show(data, name, part)
         with path.open("rb") as file:
             sample = file.read(SAMPLE)
             _check_is_text(sample, state.st_size, name)
             file.seek(0)
-            return (_read_file(file, name, first, limit),)
+            return (_read_file(file, name, part),)
 
 
-def _show(data: bytes, name: str, first: int, limit: int) -> tuple[str] | tuple[str, Picture]:
+def _show(data: bytes, name: str, part: _Part) -> tuple[str] | tuple[str, Picture]:
     kind = _image(data)
     if kind is not None and len(data) <= MAX_IMAGE:
         return f"{name} is an image ({kind}, {size_of(len(data))}); it is attached.", Picture(kind, base64.b64encode(data).decode())
     text = decode(data)
-    if not text.encoding.startswith("utf-16"):
-        _check_is_text(data[:SAMPLE], len(data), name)
-    if text.encoding == "utf-8":
-        return (_read_file(io.BytesIO(data), name, first, limit),)
-    shown = _read_file(io.BytesIO(text.body.encode("utf-8", "surrogatepass")), name, first, limit)
-    return (f"{shown} (The file is in {text.encoding}, and stays so.)",)
+    plain = data if text.encoding == "utf-8" else text.body.encode("utf-8", "surrogatepass")
+    _check_is_text((plain if text.mark else data)[:SAMPLE], len(data), name)
+    shown = _read_file(io.BytesIO(plain), name, part)
+    return (shown if text.encoding == "utf-8" else f"{shown} (The file is in {text.encoding}, and stays so.)",)
 
 
 def _image(data: bytes) -> str | None:
@@ -123,11 +140,11 @@ def _is_binary(sample: bytes) -> bool:
     return b"\0" in sample or sample.startswith(b"%PDF-") or (len(sample) - len(sample.translate(None, _CONTROL))) * 10 > len(sample) * 3
 
 
-def _read_file(file: BinaryIO, name: str, first: int, limit: int) -> str:
-    page = _page(_pieces(file), first, limit, _numbered)
+def _read_file(file: BinaryIO, name: str, part: _Part) -> str:
+    page = _page(_pieces(file), part, _numbered)
     if not page.last:
         return f"({name} is empty.)"
-    note = _note(page, name, first, "lines")
+    note = _note(page, name, part.first, "lines")
     lines = [showable(line) for line in page.lines]
     if lines != page.lines:
         note += " (Bytes that are not UTF-8 are shown as \ufffd.)"
@@ -150,24 +167,31 @@ def _numbered(number: int, line: bytes) -> str:
     return f"{number}: {text if len(text) <= MAX_LINE else f'{text[:MAX_LINE]}... (cut at {MAX_LINE} characters)'}"
 
 
-def _read_folder(path: Path, name: str, first: int, limit: int) -> str:
+def _read_folder(path: Path, name: str, part: _Part) -> str:
     with os.scandir(path) as entries:
-        names = sorted(showable(entry.name) + "/" * entry.is_dir() for entry in islice(entries, MAX_ENTRIES))
+        names = sorted(map(_entry, (entry for entry in islice(entries, MAX_ENTRIES) if not entry.name.startswith(HIDDEN))))
     if not names:
         return f"({name} is an empty folder.)"
-    page = _page(names, first, limit, lambda _, entry: entry)
-    return "\n".join([*page.lines, "", _note(page, name, first, "entries")])
+    page = _page(names, part, lambda _, entry: entry)
+    return "\n".join([*page.lines, "", _note(page, name, part.first, "entries")])
 
 
-def _page(items: Iterable[T], first: int, limit: int, show: Callable[[int, T], str]) -> _Page:
+def _entry(entry: os.DirEntry[str]) -> str:
+    is_folder = False
+    with suppress(OSError):  # a loop of links, or one into a folder that is closed
+        is_folder = entry.is_dir()
+    return showable(entry.name) + "/" * is_folder
+
+
+def _page(items: Iterable[T], part: _Part, show: Callable[[int, T], str]) -> _Page:
     lines: list[str] = []
     number = size = 0
     for number, item in enumerate(items, 1):
-        if number < first:
+        if number < part.first:
             continue
         line = show(number, item)
         size += len(line.encode("utf-8", "surrogatepass")) + 1
-        if len(lines) == limit or size > MAX_SHOWN:
+        if len(lines) == part.limit or size > part.room:
             return _Page(lines, number, more=True)
         lines.append(line)
     return _Page(lines, number, more=False)

@@ -8,7 +8,19 @@ import msgspec
 
 from tools import Tool, ToolContext, ToolError, ToolResult, refuse_mask
 from tools._diff import unified_diff
-from tools._files import check_seen, file_errors, lock_of, name_of, read_whole, regular_file, replace_file, showable, size_of, stamp
+from tools._files import (
+    check_seen,
+    file_errors,
+    folders_of,
+    lock_of,
+    name_of,
+    read_whole,
+    regular_file,
+    replace_file,
+    showable,
+    size_of,
+    stamp,
+)
 from tools._text import decode, encode_replacing
 
 
@@ -34,8 +46,8 @@ def write(path: Path, content: str, context: ToolContext, *, must_be_new: bool =
         if state is not None:
             check_seen(context, path, name, stamp(old, path))
         data = content.encode() if old is None else encode_replacing(decode(old), content)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, data, state)
+        with folders_of(path):
+            replace_file(path, data, state)
         context.saw(path, stamp(data, path))
     verb = "Created" if state is None else "Overwrote"
     return ToolResult(f"{verb} {name} ({size_of(len(data))}).", {"path": name, "diff": _diff(old, data, name, is_new=state is None)})

@@ -6,25 +6,31 @@ While a task waits it leaves its place to others.
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import msgspec
 
-from agent_server.calling.custom import Offered
+from agent_server.calling.custom import CustomTool, Offered
 from agent_server.calling.permissions import Called, Judgement, Places, judge
 from agent_server.calling.plan import REFUSED, may_run
 from agent_server.events import Draft
 from agent_server.ids import new_id
+from agent_server.mcp.naming import plain
 from agent_server.messages import ToolCall
+from agent_server.sessions.entries import SKIPPED
 from agent_server.sessions.run import Caller, Paused, Run
-from tools import Answers, Tool, ToolError
+from tools import Answers, ToolError
 
 ARRIVAL = 2.0
 """Seconds that a question waits for its first listener: a stream that broke off comes back after one."""
 
+MAX_DEPTH = 100
+"""Levels of a call's arguments that events have as JSON: what Python just decodes, it may not encode again, or decode elsewhere."""
+
 FORBIDDEN = "A rule of this workspace forbids this call ({}: {}). Go on without it, or say what you need."
+UNASKED = "A rule of this workspace has this call asked about ({}: {}), and nobody is there to allow it. Go on without it, and say so."
 REJECTED = "The user does not allow this call."
-SUPERSEDED = "Not run: skipped due to a queued message."
 NOBODY = "Nobody is there to answer. Decide yourself what is most likely wanted, go on, and state your assumption in the final answer."
 UNANSWERED = "The user does not want to answer. Go on without."
 MESSAGED = "The user sent a message in place of an answer."
@@ -48,15 +54,17 @@ async def wait_until(run: Run, is_over: Callable[[], bool]) -> None:
 
 
 async def permitted(run: Run, calls: Sequence[ToolCall]) -> list[ToolCall]:
-    """Gives those of the calls that may run; the others have their result. Asks the client where a rule says so.
+    """Gives those of the calls that may run; the others have their result. Asks the client where a rule says so, unless it has said
+    that it does not answer.
 
     What has begun was allowed before. Errors: Paused.
     """
-    fresh = [call for call in calls if call.id not in run.begun | run.requested]
     if not (run.rules or run.is_plan):
         return list(calls)
+    fresh = [call for call in calls if call.id not in run.begun | run.requested]
     judged = {call.id: judgement for call in fresh if (judgement := await _judge(run, call)).verdict != "allow"}
-    asks = [call for call in fresh if call.id in judged and judged[call.id].verdict == "ask"]
+    is_answered = run.task.given.get("interactive") is not False
+    asks = [call for call in fresh if call.id in judged and judged[call.id].verdict == "ask" and is_answered]
     await _ask(run, asks, judged)
     ends = [_refused(run, call, judged[call.id]) for call in fresh if call.id in judged and not _is_granted(run, call)]
     if ends:
@@ -78,12 +86,19 @@ async def _judge(run: Run, call: ToolCall) -> Judgement:
         return allowed  # so is this
     if not run.rules:
         return allowed
-    return await asyncio.to_thread(judge, run.rules, list(run.conversation.allowed), _called(tool, arguments), _places(run))
+    return await asyncio.to_thread(judge, run.rules, list(run.conversation.allowed), _called(run, tool, arguments), _places(run))
 
 
-def _called(tool: Offered, arguments: Any) -> Called:
+def _called(run: Run, tool: Offered, arguments: Any) -> Called:
     given: Mapping[str, Any] = arguments if isinstance(arguments, dict) else msgspec.to_builtins(arguments)
-    return Called(tool.name, given, isinstance(tool, Tool))
+    if not isinstance(tool, CustomTool):
+        return Called(tool.name, given)
+    if tool.server is None or tool.own_name is None:
+        return Called(tool.name, given, is_own=False)
+    # OpenCode's name for it, which rules of files for that have; and its own, which it may have lost to another server's tool.
+    own = plain(tool.own_name)
+    likely = (own,) if own not in run.around.tools else ()
+    return Called(tool.name, given, is_own=False, names=(plain(f"{tool.server}_{tool.own_name}"),), likely=likely)
 
 
 def _places(run: Run) -> Places:
@@ -138,11 +153,20 @@ def _told_to_parent(run: Run, requests: Sequence[Draft]) -> list[Draft]:
 
 
 def given(call: ToolCall) -> Any:
-    """Gives a call's arguments as events have them: as JSON where they are."""
+    """Gives a call's arguments as events have them: as JSON where they are, and no deeper than MAX_DEPTH."""
     try:
-        return msgspec.json.decode(call.arguments or "{}")
+        value = msgspec.json.decode(call.arguments or "{}")
     except (msgspec.DecodeError, RecursionError):
         return call.arguments
+    return call.arguments if _is_deep(value) else value
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(MAX_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for values in inside for each in values if isinstance(each, dict | list)]
+    return bool(level)
 
 
 def _replied(run: Run, call: ToolCall, *, is_allowed: bool) -> Draft:
@@ -162,8 +186,10 @@ def _refused(run: Run, call: ToolCall, judgement: Judgement) -> Draft:
     if judgement.verdict == "deny":
         shown = ", ".join(judgement.patterns)
         reason, text = ("plan", REFUSED) if judgement.permission == "plan" else ("denied", FORBIDDEN.format(judgement.permission, shown))
+    elif not answer:
+        reason, text = "unasked", UNASKED.format(judgement.permission, ", ".join(judgement.patterns))
     elif answer.get("reason") == "message":
-        reason, text = "skipped", SUPERSEDED
+        reason, text = "skipped", SKIPPED
     else:
         reason, text = "rejected", f"{REJECTED} They say: {answer['message']}" if answer.get("message") else REJECTED
     end = {"toolCallId": call.id, "tool": call.name, "isError": True, "interrupted": False, "duration_ms": 0}
@@ -199,24 +225,19 @@ def _is_heard(run: Run) -> bool:
 
 
 async def _is_heard_soon(run: Run) -> bool:
-    if not _is_heard(run) and run.task.given.get("interactive") is None:
-        await _listen(run, ARRIVAL)
+    clock = run.around.pause.clock
+    until = clock.time() + (ARRIVAL if run.task.given.get("interactive") is None else 0)
+    while not _is_heard(run) and clock.time() < until:
+        await _listen(run, until - clock.time())
     return _is_heard(run)
 
 
-async def _listen(run: Run, seconds: float | None) -> bool:
-    """Waits until something has changed: for the task, or in who follows it. Tells whether it did in this time."""
+async def _listen(run: Run, seconds: float | None) -> None:
+    """Waits until something may have changed, for the task or in who follows tasks; no longer than this time."""
     run.changed.clear()
-    try:
-        with run.around.audience.watched(run.changed):
-            if seconds is None:
-                await run.changed.wait()
-            else:
-                async with run.around.pause.clock.timeout(seconds):
-                    await run.changed.wait()
-    except TimeoutError:
-        return False
-    return True
+    with run.around.audience.watched(run.changed), suppress(TimeoutError):
+        async with run.around.pause.clock.timeout(seconds) if seconds is not None else nullcontext():
+            await run.changed.wait()
 
 
 async def _await_answer(run: Run, call: ToolCall) -> None:
@@ -237,10 +258,16 @@ async def _await_answer(run: Run, call: ToolCall) -> None:
 
 async def _until_answered(run: Run, call: ToolCall) -> str | None:
     """Returns when the answer is there: None; or when there will be none: the reason."""
+    clock, patience = run.around.pause.clock, run.around.audience.patience
+    heard_at = clock.time()
     while call.id in run.waits.open:
         if run.conversation.added:
             return "message"
-        heard = _is_heard(run)
-        if not await _listen(run, None if heard else run.around.audience.patience) and not _is_heard(run):
+        if _is_heard(run):
+            await _listen(run, None)
+            heard_at = clock.time()
+        elif (left := heard_at + patience - clock.time()) > 0:
+            await _listen(run, left)
+        else:
             return "no_client"
     return None

@@ -106,7 +106,8 @@ class _Printed:
 
     async def between(self, begin: int, limit: int) -> ProcessOutput:
         """Gives what there is from `begin` to the present end, at most `limit` bytes of it: head and tail."""
-        end = max(begin, await self._total())
+        end = await self._total()
+        begin = min(begin, end)  # where the next reading begins: what is still to come must not be passed over
         is_open = self._record.ended is None
         if end - begin <= limit:
             place, data = await self._piece(begin, end)

@@ -17,16 +17,18 @@ from agent_server.errors import AgentServerError
 from agent_server.events import Draft, Event, LogUnavailable
 from agent_server.ids import new_id
 from agent_server.messages import Image, ToolCall
-from agent_server.sessions.entries import INTERRUPTED, parts_to_wire
+from agent_server.sessions.entries import INTERRUPTED, SKIPPED, parts_to_wire
 from agent_server.sessions.run import Caller, Paused, Run, Surroundings
 from tools import MAX_BYTES, MAX_LINES, Tool, ToolError, ToolResult
+from tools._output import MAX_OUTPUT, MAX_OUTPUT_LINES
 
 logger = logging.getLogger(__name__)
 
 MAX_SUBAGENTS = 8
 """Subagents of one task that are at work at the same time: each makes model calls and may run commands. Further ones wait for them."""
 
-SKIPPED = "Not run: skipped due to a queued message."
+TOLD_LINES = 10
+"""Lines that a result may have besides MAX_LINES of content: a tool tells there how to go on."""
 
 
 async def run_calls(run: Run) -> None:
@@ -215,12 +217,12 @@ async def _result(caller: Caller, call: ToolCall, context: Context) -> ToolResul
 
 async def bounded(around: Surroundings, text: str) -> str:
     """Gives a text within the limits of a tool result; the whole of a longer one goes into a file."""
-    if text.count("\n") <= MAX_LINES and len(text.encode("utf-8", "replace")) <= MAX_BYTES:
+    if text.count("\n") < MAX_LINES + TOLD_LINES and len(text.encode("utf-8", "replace")) <= MAX_BYTES:
         return text
     path = around.outputs / f"{new_id('out')}.txt"
     await asyncio.to_thread(_spill, path, around.secrets.mask(text))
-    head = "".join(text.splitlines(keepends=True)[:MAX_LINES])
-    head = head.encode("utf-8", "replace")[:MAX_BYTES].decode("utf-8", "ignore")
+    head = "\n".join(text.split("\n", MAX_OUTPUT_LINES)[:MAX_OUTPUT_LINES])
+    head = head.encode("utf-8", "replace")[:MAX_OUTPUT].decode("utf-8", "ignore")
     return f"{head}\n[cut: the whole is in {path}; read or grep that file]"
 
 

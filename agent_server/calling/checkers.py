@@ -10,11 +10,16 @@ from pathlib import Path
 
 import msgspec
 
+from agent_server.workspace_config import ConfigInvalid, parse
+
 CONFIG_BYTES = 1 << 20
 """Bytes of a configuration that are looked at: a thousand times what people write."""
 
 MAX_PROJECTS = 4
 """Projects that a `tsconfig.json` only refers to and that are checked."""
+
+MAX_TEXT = 1_000
+"""Characters of one error that are read: it may go on over many lines."""
 
 _PYTHON = frozenset({".py", ".pyi"})
 _TYPESCRIPT = frozenset({".ts", ".tsx", ".mts", ".cts"})
@@ -25,10 +30,6 @@ _RUFF = re.compile(r"(?P<path>.+?):(?P<line>\d+):(?P<column>\d+): (?P<text>.*)")
 _PYRIGHT = re.compile(r"\s+(?P<path>/.+?):(?P<line>\d+):(?P<column>\d+) - (?P<kind>\w+): (?P<text>.*)")
 _TSC = re.compile(r"(?P<path>\S.*?)\((?P<line>\d+),(?P<column>\d+)\): (?P<kind>\w+) (?P<text>.*)")
 _ESLINT = re.compile(r"\s+(?P<line>\d+):(?P<column>\d+)\s+(?P<kind>error|warning)\s+(?P<text>.*)")
-
-_NO_FILES = re.compile(r'"files"\s*:\s*\[\s*\]')
-_REFERENCES = re.compile(r'"references"\s*:\s*\[([^\]]*)\]')
-_REFERENCE = re.compile(r'"path"\s*:\s*"([^"]+)"')
 
 
 class Finding(msgspec.Struct, frozen=True, order=True):
@@ -57,7 +58,8 @@ class Checker(msgspec.Struct, frozen=True):
         for line in _COLOUR.sub("", output).splitlines():
             told = self.pattern.fullmatch(line)
             if told is None and last is not None and line[:1].isspace() and self.pattern is not _ESLINT:
-                last = msgspec.structs.replace(last, text=f"{last.text} {' '.join(line.split())}")
+                more = f"{last.text} {' '.join(line.split())}" if len(last.text) < MAX_TEXT else last.text
+                last = msgspec.structs.replace(last, text=more)
                 continue
             if last is not None:
                 yield last
@@ -87,7 +89,7 @@ def _text(path: Path) -> str:
 
 
 def _has_table(folder: Path, name: str) -> bool:
-    return re.search(rf"^\s*\[\[?tool\.{name}[.\]]", _text(folder / "pyproject.toml"), re.MULTILINE) is not None
+    return re.search(rf"^[ \t]*\[\[?tool\.{name}[.\]]", _text(folder / "pyproject.toml"), re.MULTILINE) is not None
 
 
 def _has(folder: Path, *names: str) -> bool:
@@ -120,15 +122,23 @@ def _has_tsc(folder: Path) -> bool:
 
 
 def _run_tsc(folder: Path, files: Sequence[Path]) -> Sequence[Sequence[str]]:
-    config = _text(folder / "tsconfig.json")
-    projects = [str(folder / "tsconfig.json")]
-    if _NO_FILES.search(config) and (references := _REFERENCES.search(config)):
-        projects = [str(folder / path) for path in _REFERENCE.findall(references[1])[:MAX_PROJECTS]]
+    projects = [str(folder / path) for path in _referred(folder / "tsconfig.json")[:MAX_PROJECTS]] or [str(folder / "tsconfig.json")]
     # What tsc remembers of a run would be written beside the code; a composite project does not do without.
     flags = ("--noEmit", "--pretty", "false", "--incremental", "--tsBuildInfoFile", "/dev/null")
     # Declarations of libraries take half of the time, and are not what was changed.
     skip = () if any(path.name.endswith((".d.ts", ".d.mts", ".d.cts")) for path in files) else ("--skipLibCheck",)
     return [["--project", project, *flags, *skip] for project in projects]
+
+
+def _referred(config: Path) -> list[str]:
+    """Gives the projects that one without files of its own refers to; none of any other, or of one that cannot be read."""
+    try:
+        given = parse(config.name, _text(config).encode())
+    except ConfigInvalid:
+        return []
+    listed = given.get("references") if given.get("files") == [] else None
+    paths = [one.get("path") for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [path for path in paths if isinstance(path, str) and path]
 
 
 def _has_eslint(folder: Path) -> bool:

@@ -25,7 +25,7 @@ NAME = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
 HARMLESS_HEADERS = frozenset({"accept", "accept-language", "content-type", "mcp-protocol-version", "user-agent"})
 """Headers whose values are words of every text: they are kept out of events, and not masked elsewhere."""
 
-_OAUTH_SECRETS = ("clientSecret", "privateKey")
+_OAUTH_SECRETS = ("clientSecret", "privateKey", "idToken", "idpClientSecret")
 
 EMPTY: Mapping[str, Any] = {"type": "object", "properties": {}}
 
@@ -64,7 +64,8 @@ class OAuth(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """Who we are to the authorization server of an MCP server; without it, a client is registered where that is possible.
 
     `client_id` may be the URL of a client's metadata. `private_key` (PEM) signs with `algorithm`, in place of a secret.
-    `issuer` is the only authorization server that may have it.
+    `issuer` is the only authorization server that may have it. `id_token` is of somebody who is logged in at the identity provider whose
+    token endpoint is `idp_token_endpoint`, where we are `idp_client_id`: with it a token is had in that person's name.
     """
 
     client_id: str | None = None
@@ -74,6 +75,10 @@ class OAuth(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     private_key: str | None = None
     algorithm: Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "EdDSA"] = "RS256"
     issuer: str | None = None
+    id_token: str | None = None
+    idp_token_endpoint: str | None = None
+    idp_client_id: str | None = None
+    idp_client_secret: str | None = None
 
 
 class McpConfig(msgspec.Struct, frozen=True):
@@ -95,7 +100,10 @@ class McpConfig(msgspec.Struct, frozen=True):
 
 
 class CustomTool(msgspec.Struct, frozen=True):
-    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools."""
+    """A tool with a JSON Schema of its own. Without `run` the client executes it. `source` is as in GET /tools.
+
+    An MCP server's has a `server` and an `own_name`, as that calls it: `name` depends on what other tools there are.
+    """
 
     name: str
     description: str
@@ -104,6 +112,8 @@ class CustomTool(msgspec.Struct, frozen=True):
     run: Callable[[dict[str, Any], Owned], Awaitable[ToolResult]] | None = None
     read_only: bool = False
     source: str = "client"
+    server: str | None = None
+    own_name: str | None = None
 
     def parse(self, arguments: str) -> dict[str, Any]:
         """Validates a call's raw JSON arguments against the schema.
@@ -176,6 +186,14 @@ def check_mcp(config: Mapping[str, Any], place: str) -> None:
     for name, value in config.get("headers", {}).items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum() or not value.isascii() or not value.isprintable():
             raise InvalidRequest(f"{place}.headers: {name[:64]!r} is no header that can be sent.", path=f"{place}.headers")
+    if isinstance(oauth := config.get("oauth"), dict) and oauth.get("idToken") is not None:
+        _check_identity(oauth, f"{place}.oauth")
+
+
+def _check_identity(oauth: Mapping[str, Any], place: str) -> None:
+    if not (oauth.get("clientId") and oauth.get("clientSecret") and oauth.get("idpTokenEndpoint")) or oauth.get("privateKey"):
+        raise InvalidRequest(f"{place}: idToken goes with clientId, clientSecret and idpTokenEndpoint, and without privateKey.", path=place)
+    _check_url(oauth["idpTokenEndpoint"], f"{place}.idpTokenEndpoint")
 
 
 def _check_url(url: str, place: str) -> None:

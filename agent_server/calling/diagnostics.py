@@ -16,6 +16,7 @@ import msgspec
 from agent_server.calling.checkers import CHECKERS, Checker, Finding
 from agent_server.calling.permissions import Called, Places, judge
 from agent_server.commands.execution import Command, Owner
+from agent_server.commands.output import CUT
 from agent_server.errors import AgentServerError
 from agent_server.messages import ToolCall
 from agent_server.sessions.run import Caller, Run
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 CHECK_TIME = 5.0
 """Seconds for all checkers together, side by side: the model waits for them after every change."""
+
+MAX_LATE = 3
+"""Times that a checker may be late in one project and conversation: each is a wait of CHECK_TIME for nothing."""
 
 MAX_RUNS = 8
 """Runs of checkers after a call, which may have changed files of several projects."""
@@ -45,6 +49,9 @@ MAX_MESSAGE = 300
 OUTPUT_BYTES = 256 * 1024
 """Bytes of a checker's output that are kept: some thousand errors."""
 
+OPENCODE_NAMES = {"tsc": "typescript"}
+"""What OpenCode calls the language servers of checkers that have other names."""
+
 BIN_FOLDERS = ("node_modules/.bin", ".venv/bin", "venv/bin")
 """Where a project has its own programs."""
 
@@ -55,13 +62,20 @@ class _Run(msgspec.Struct, frozen=True):
     checker: Checker
     folder: Path
     argv: Sequence[str]
+    project: str
+    """What lateness is counted by: the checker and the folder."""
 
 
 class _Told(msgspec.Struct, frozen=True):
-    """What a run has found; None when it was not done in time."""
+    """What a run has found; None when it was not done in time. Not `is_whole` where it printed more than is kept."""
 
-    name: str
+    run: _Run
     findings: Sequence[Finding] | None
+    is_whole: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.run.checker.name
 
 
 async def diagnosed(caller: Caller, call: ToolCall, result: ToolResult) -> ToolResult:
@@ -81,16 +95,20 @@ async def diagnosed(caller: Caller, call: ToolCall, result: ToolResult) -> ToolR
     async with around.pause.aside(), asyncio.TaskGroup() as group:
         tasks = [group.create_task(_run(caller, run, owner)) for run in runs]
     told = [found for task in tasks if (found := task.result()) is not None]
-    text = "".join(f"\n\n{part}" for part in _parts(told, {str(path) for path in files}, root))
-    return msgspec.structs.replace(result, content=result.content + text) if text else result
+    late = sorted({one.run.project for one in told if one.findings is None})
+    parts = [*_parts(told, {str(path) for path in files}, root), *(_of_late(project, caller.late.get(project, 0) + 1) for project in late)]
+    details = {**result.details, "late": late} if late else result.details
+    return msgspec.structs.replace(result, content="\n\n".join([result.content, *parts]), details=details)
 
 
-def _wanted(root: Path) -> Sequence[Checker]:
-    """Gives the checkers, unless opencode.json turns them off: `lsp` may be false. Blocks."""
+def _is_wanted(root: Path, checker: Checker) -> bool:
+    """Whether opencode.json leaves a checker on: `lsp` may be false, or have it `disabled` by its name or OpenCode's. Blocks."""
     try:
-        return [] if read(root).get("lsp") is False else CHECKERS
+        said = read(root).get("lsp")
     except ConfigInvalid:
-        return CHECKERS
+        return True
+    named = [said.get(name) for name in (checker.name, OPENCODE_NAMES.get(checker.name))] if isinstance(said, dict) else []
+    return said is not False and not any(isinstance(one, dict) and one.get("disabled") is True for one in named)
 
 
 def _may_run(caller: Caller, checker: Checker) -> bool:
@@ -107,14 +125,19 @@ def _plan(caller: Caller, result: ToolResult) -> tuple[Sequence[_Run], Sequence[
     root = caller.around.workspace.root
     files = [path for name in _changed(result)[:MAX_FILES] if (path := root / name).is_relative_to(root) and path.is_file()]
     runs: list[_Run] = []
-    for checker in [one for one in _wanted(root) if _may_run(caller, one)] if files else ():
+    for checker in CHECKERS if files else ():
         projects: dict[Path, list[Path]] = {}
         for path in files:
             if path.suffix in checker.suffixes and (folder := _configured(checker, path, root)) is not None:
                 projects.setdefault(folder, []).append(path)
+        if projects and not (_is_wanted(root, checker) and _may_run(caller, checker)):
+            continue
         for folder, own in projects.items():
+            project = f"{checker.name} {folder.relative_to(root)}"
+            if caller.late.get(project, 0) >= MAX_LATE:
+                continue
             if (program := _program(checker.name, folder, root, caller.around.processes.environment)) is not None:
-                runs += [_Run(checker, folder, [program, *arguments]) for arguments in checker.commands(folder, own)]
+                runs += [_Run(checker, folder, [program, *arguments], project) for arguments in checker.commands(folder, own)]
     return runs[:MAX_RUNS], files
 
 
@@ -150,14 +173,16 @@ async def _run(caller: Caller, run: _Run, owner: Owner) -> _Told | None:
         logger.warning("%s could not be run on a changed file: %s", name, error)
         return None
     if ended.timed_out:
-        return _Told(name, None)
-    findings = list(run.checker.read(ended.stdout, run.folder))
+        return _Told(run, None)
+    # Of a longer output the beginning is read: what its rest is about is not known without what is left out.
+    output = ended.stdout.partition(CUT)[0] if ended.truncated else ended.stdout
+    findings = list(run.checker.read(output, run.folder))
     if ended.exit_code != 0 and (ended.exit_code not in run.checker.found or not findings):
         how = ended.signal or f"exit code {ended.exit_code}"
         said = " ".join((ended.stderr or ended.stdout).split())
         logger.warning("%s could not check a changed file (%s): %s", name, how, said[:MAX_MESSAGE])
         return None
-    return _Told(name, findings)
+    return _Told(run, findings, not ended.truncated)
 
 
 def _ignore(stream: str, chunk: str, offset: int, skipped: int) -> None:
@@ -169,22 +194,30 @@ def _parts(told: Sequence[_Told], files: set[str], root: Path) -> Iterator[str]:
     names = sorted({one.name for one in told})
     found = {name: sorted({each for one in told if one.name == name for each in one.findings or ()}) for name in names}
     own = {name: [each for each in found[name] if each.path in files] for name in names}
+    cut = {one.name for one in told if not one.is_whole}
     share = MAX_SHOWN // max(1, sum(bool(each) for each in own.values()))
     for name in names:
         if own[name]:
-            yield f"{name} found {_count(own[name])} in the changed files:\n{_lines(own[name], share, root)}"
+            yield f"{name} found {_count(own[name], name in cut)} in the changed files:\n{_lines(own[name], share, root)}"
     left = MAX_ELSEWHERE
     for name in names:
         others = [each for each in found[name] if each.path not in files]
         if others and left:
-            yield f"{name} found {_count(others)} in other files:\n{_lines(others, left, root)}"
+            yield f"{name} found {_count(others, name in cut)} in other files:\n{_lines(others, left, root)}"
             left -= min(left, len(others))
-    for name in sorted({one.name for one in told if one.findings is None}):
-        yield f"{name} was not done within {CHECK_TIME:g} s: what it would find is not known."
 
 
-def _count(findings: Sequence[Finding]) -> str:
-    return f"{len(findings)} error{'s' if len(findings) > 1 else ''}"
+def _of_late(project: str, times: int) -> str:
+    name, _, folder = project.partition(" ")
+    told = f"{name} was not done within {CHECK_TIME:g} s: what it would find is not known."
+    if times < MAX_LATE:
+        return told
+    where = "" if folder == "." else f" in {folder}"
+    return f"{told} It is not run after changes{where} any more in this conversation; run it by yourself when you need to know."
+
+
+def _count(findings: Sequence[Finding], is_cut: bool) -> str:
+    return f"{'at least ' if is_cut else ''}{len(findings)} error{'s' if len(findings) > 1 else ''}"
 
 
 def _lines(findings: Sequence[Finding], most: int, root: Path) -> str:

@@ -1,46 +1,38 @@
-"""The rules of `permission` in the workspace's opencode.json: which calls run, which do not, and which a client is asked about.
+"""The workspace's rules, held against a call: whether it runs, does not, or a client is asked about it.
 
-Rules are held against what a call says it will do: a guard rail, and no sandbox. Without rules everything is allowed. How a client
-is asked is `asking.py`; how a command is taken apart, `shell.py`.
+Rules are held against what a call says it will do: a guard rail, and no sandbox. Without rules everything is allowed. How they
+are written is `rules.py`, how a client is asked `asking.py`, how a command is taken apart `shell.py`.
 """
 
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
-from agent_server.calling.programs import UNKNOWN
+from agent_server.calling.programs import ONE, UNKNOWN
+from agent_server.calling.rules import EDITING, MAX_PATTERN, MAX_RULES, Rules, Verdict, permission_of
 from agent_server.calling.shell import commands
-from agent_server.errors import InvalidRequest
-from agent_server.workspace_config import NAMES, ConfigInvalid, read
 from tools import ToolError
 from tools._fetch import PORTS, parse_url
 from tools._patch import parse
 from tools._pattern import split_folder
 
-Verdict: TypeAlias = Literal["allow", "ask", "deny"]
-
 STRICTNESS: Mapping[str, int] = {"allow": 0, "ask": 1, "deny": 2}
-
-MAX_RULES = 500
-"""Rules of one file: each is held against every command of a call."""
-
-MAX_PATTERN = 1_000
-"""Characters of a tool's name or a pattern."""
 
 SHOWN = 20
 """Patterns that a request shows of one call at the most."""
 
-EDITING = frozenset({"edit", "write", "apply_patch", "patch", "multiedit"})
-"""The tools that the key `edit` covers."""
-
 OUTSIDE = "external_directory"
 """The key for paths outside the workspace."""
+
+_FILE_COMMANDS = frozenset(
+    "cat cd chgrp chmod chown cp head less ln ls mkdir more mv popd pushd rm rmdir tail tee touch".split()  # noqa: SIM905  # a list of names
+)
+"""Commands whose words are paths. OpenCode looks at these, but for the readers of files besides cat."""
 
 _SUBJECTS: Mapping[str, str] = {
     "glob": "pattern",
@@ -62,17 +54,6 @@ _PATHS: Mapping[str, tuple[str, str | None]] = {
 """The argument that names a file, and what it is when it is left out."""
 
 
-class Rule(msgspec.Struct, frozen=True):
-    """One rule: of which tools, for which of their calls, and what it says."""
-
-    tool: str
-    pattern: str
-    verdict: Verdict
-
-
-Rules: TypeAlias = Sequence[Rule]
-
-
 class Judgement(msgspec.Struct, frozen=True):
     """What the rules say of a call. `permission` is the key they go by; `patterns` what is asked about or refused, `always` the
     permissions and patterns that an answer `always` allows."""
@@ -85,72 +66,26 @@ class Judgement(msgspec.Struct, frozen=True):
 
 class _Subject(msgspec.Struct, frozen=True):
     """One thing that a call does: a text, under a permission's key and a tool's name. `names` are other names of the very same,
-    `likely` what it most likely is: rules that allow are not held against those."""
+    `likely` what it most likely is: rules that allow are not held against those. The same goes for the tool."""
 
     permission: str
     tool: str
     text: str
     names: tuple[str, ...] = ()
     likely: tuple[str, ...] = ()
-
-
-def read_rules(root: Path) -> Any:
-    """Gives `permission` of the workspace's opencode.json as it stands there, checked; None where there is none. Blocks.
-
-    Errors: InvalidRequest that names what cannot be understood: nothing is allowed by a mistake.
-    """
-    for path in (root / name for name in NAMES):
-        if path.exists() and not path.is_file():  # a pipe could keep its reader for ever
-            raise InvalidRequest(f"The permissions of this workspace cannot be read: {path.name} is no file. Mend it.", path="permission")
-    try:
-        value = read(root).get("permission")
-    except ConfigInvalid as error:
-        raise InvalidRequest(f"The permissions of this workspace cannot be read: {error} Mend the file.", path="permission") from error
-    parse_rules(value)
-    return value
-
-
-def parse_rules(value: Any) -> Rules:
-    """Gives the rules in their order. Errors: InvalidRequest with the key that cannot be understood."""
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        return (Rule("*", "*", _verdict(value, "permission")),)
-    rules: list[Rule] = []
-    for tool, said in value.items():
-        place = f"permission.{_name(tool, 'permission')}"
-        if isinstance(said, dict):
-            rules += [Rule(tool, _name(pattern, place), _verdict(verdict, f"{place}.{pattern}")) for pattern, verdict in said.items()]
-        else:
-            rules.append(Rule(tool, "*", _verdict(said, place)))
-    if len(rules) > MAX_RULES:
-        raise _bad("permission", f"it has {len(rules)} rules; {MAX_RULES} are the most")
-    return tuple(rules)
-
-
-def _name(text: str, place: str) -> str:
-    if not text or len(text) > MAX_PATTERN or UNKNOWN in text:
-        raise _bad(f"{place}.{text[:40]}", f"a name or pattern has 1 to {MAX_PATTERN} characters")
-    return text
-
-
-def _verdict(value: Any, place: str) -> Verdict:
-    if value == "allow" or value == "ask" or value == "deny":
-        return value  # type: ignore[no-any-return]  # it is one of the three
-    shown = msgspec.json.encode(value).decode()[:60]
-    raise _bad(place, f"expected allow, ask or deny, got {shown}")
-
-
-def _bad(place: str, what: str) -> InvalidRequest:
-    return InvalidRequest(f"opencode.json: {place}: {what}. No task runs in this workspace until the file is mended.", path=place)
+    tool_names: tuple[str, ...] = ()
+    likely_tools: tuple[str, ...] = ()
 
 
 class Called(msgspec.Struct, frozen=True):
-    """A call: of which tool, with which arguments, and whether that tool is one of ours."""
+    """A call: of which tool, with which arguments, and whether that tool is one of ours. `names` are other names of the tool, `likely`
+    what others may mean by it: rules that allow are not held against those."""
 
     tool: str
     arguments: Mapping[str, Any]
     is_own: bool = True
+    names: tuple[str, ...] = ()
+    likely: tuple[str, ...] = ()
 
 
 class Places(msgspec.Struct, frozen=True):
@@ -163,12 +98,13 @@ class Places(msgspec.Struct, frozen=True):
 def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places: Places) -> Judgement:
     """Gives what the rules say of a call; `allowed` are the permissions and patterns that were allowed for good.
 
-    The last rule that matches counts; of all that a call does, the strictest. Blocks for some ms.
+    The last rule that matches counts; of all that a call does, the strictest. Blocks for some ms; of 500 rules and as many commands, for
+    seconds.
     """
     permission = permission_of(call.tool)
     found: dict[Verdict, list[tuple[_Subject, str | None]]] = {"allow": [], "ask": [], "deny": []}
     approved = list(allowed)
-    for subject in _subjects(call, places) if rules else ():
+    for subject in _subjects(call, places, any(_matches(rule.tool, OUTSIDE) for rule in rules)) if rules else ():
         verdict, pattern = _judge(rules, subject)
         if verdict == "ask" and any(key == subject.permission and _matches(known, subject.text) for key, known in approved):
             verdict = "allow"
@@ -182,12 +118,7 @@ def judge(rules: Rules, allowed: Iterable[tuple[str, str]], call: Called, places
 
 
 def _shown(told: Sequence[tuple[_Subject, str | None]]) -> list[str]:
-    return list(dict.fromkeys(subject.text.replace(UNKNOWN, "…")[:MAX_PATTERN] for subject, _ in told))[:SHOWN]
-
-
-def permission_of(tool: str) -> str:
-    """Gives the key that covers a tool."""
-    return "edit" if tool in EDITING else tool
+    return list(dict.fromkeys(subject.text.replace(UNKNOWN, "…").replace(ONE, "?")[:MAX_PATTERN] for subject, _ in told))[:SHOWN]
 
 
 def _judge(rules: Rules, subject: _Subject) -> tuple[Verdict, str | None]:
@@ -195,10 +126,11 @@ def _judge(rules: Rules, subject: _Subject) -> tuple[Verdict, str | None]:
     verdict: Verdict = "allow"
     said: str | None = None
     for rule in reversed(rules):
-        if not (_matches(rule.tool, subject.permission) or _matches(rule.tool, subject.tool)):
+        is_named = any(_matches(rule.tool, name) for name in (subject.permission, subject.tool, *subject.tool_names))
+        if not is_named and not any(_matches(rule.tool, name) for name in subject.likely_tools):
             continue
-        is_certain = any(_matches(rule.pattern, text) for text in (subject.text, *subject.names))
-        is_possible = is_certain or any(_may_match(rule.pattern, text) for text in (subject.text, *subject.likely))
+        is_certain = is_named and any(_matches(rule.pattern, text) for text in (subject.text, *subject.names))
+        is_possible = is_certain or any(_may_match(rule.pattern, text) for text in (subject.text, *subject.names, *subject.likely))
         if is_possible and (rule.verdict != "allow" or is_certain) and STRICTNESS[rule.verdict] >= STRICTNESS[verdict]:
             verdict, said = rule.verdict, (rule.pattern if said is None or rule.verdict != verdict else said)
         if is_certain:
@@ -210,7 +142,7 @@ def _always(subject: _Subject, pattern: str | None) -> str | None:
     """Gives the pattern that `always` allows: the rule's own, and for one that is about every command, that program's."""
     if pattern is None or subject.permission != "bash":
         return pattern
-    if UNKNOWN in subject.text and not _matches(pattern, subject.text):
+    if (UNKNOWN in subject.text or ONE in subject.text) and not _matches(pattern, subject.text):
         return None
     if pattern.strip("*? "):
         return pattern
@@ -233,12 +165,12 @@ _WITH_VERBS = frozenset(
 # What a call does
 
 
-def _subjects(call: Called, places: Places) -> list[_Subject]:
+def _subjects(call: Called, places: Places, is_outside_ruled: bool) -> list[_Subject]:
     tool, given, permission = call.tool, call.arguments, permission_of(call.tool)
     if not call.is_own:  # somebody else's: its arguments are what they are
         is_like_ours = tool in _PATHS or tool in _SUBJECTS or tool in EDITING or tool == "bash"
         text = UNKNOWN if is_like_ours else msgspec.json.encode(given, order="sorted").decode()
-        return [_Subject(permission, tool, text)]
+        return [_Subject(permission, tool, text, tool_names=call.names, likely_tools=call.likely)]
     if tool in _PATHS:
         name, default = _PATHS[tool]
         return _files(tool, str(given.get(name) or default), places)
@@ -249,17 +181,46 @@ def _subjects(call: Called, places: Places) -> list[_Subject]:
         around = os.path.join(str(around or "."), split_folder(str(given.get("pattern")))[0])
     outside = [subject for subject in _files(tool, str(around or "."), places) if subject.permission == OUTSIDE]
     if tool == "bash":
-        return [*(_Subject(tool, tool, text, likely=_plain_name(text)) for text in commands(str(given.get("command")))), *outside]
+        found = commands(str(given.get("command")))
+        paths = _named(found, os.path.join(places.root, str(around or "."))) if is_outside_ruled else []
+        outside += [subject for path in paths for subject in _outside(path, places)]
+        return [*(_Subject(tool, tool, text, likely=_spellings(text)) for text in found), *outside]
     if tool in _SUBJECTS:
         text = str(given.get(_SUBJECTS[tool]) or "")
         return [_Subject(tool, tool, text, likely=_plain_url(text) if tool == "webfetch" else ()), *outside]
     return [_Subject(permission, tool, msgspec.json.encode(given, order="sorted").decode()), *outside]
 
 
-def _plain_name(command: str) -> tuple[str, ...]:
+def _spellings(command: str) -> tuple[str, ...]:
+    """Gives a command by its program's bare name, and with the home folder as it is and as it is mostly written."""
     first, space, rest = command.partition(" ")
-    name = first.rpartition("/")[2]
-    return (f"{name}{space}{rest}",) if name != first else ()
+    plain = f"{first.rpartition('/')[2]}{space}{rest}"
+    home = os.path.expanduser("~")
+    found = [plain, _TILDE.sub(lambda _: f" {home}", plain), plain.replace(f" {home}/", " ~/")]
+    return tuple(text for text in dict.fromkeys(found) if text != command)
+
+
+_TILDE = re.compile(r" ~(?=/| |$)")
+
+
+def _named(found: Sequence[str], folder: str) -> list[str]:
+    """Gives the paths that commands for files name, as they are in a folder; UNKNOWN where one may lead anywhere."""
+    paths: dict[str, None] = {}
+    for command in found:
+        first, *words = command.split(" ")
+        for word in words if first.rpartition("/")[2] in _FILE_COMMANDS else ():
+            known, _, rest = os.path.expanduser(word.replace(ONE, UNKNOWN)).partition(UNKNOWN)
+            if ".." in rest.split("/"):
+                paths[UNKNOWN] = None
+            elif known and not known.startswith("-"):
+                paths[os.path.join(folder, known)] = None
+    return [*paths]
+
+
+def _outside(path: str, places: Places) -> list[_Subject]:
+    real = path if path == UNKNOWN else os.path.realpath(path)
+    is_inside = _is_in(real, places.root) or _is_in(real, places.outputs)
+    return [] if is_inside else [_Subject(OUTSIDE, OUTSIDE, real, _from_home(real))]
 
 
 def _plain_url(url: str) -> tuple[str, ...]:
@@ -293,9 +254,7 @@ def _files(tool: str, path: str, places: Places) -> list[_Subject]:
     found = [_file(tool, real, places.root)]
     if named != real and _is_in(named, places.root):
         found.append(_file(tool, named, places.root))
-    if not _is_in(real, places.root) and not _is_in(real, places.outputs):
-        found.append(_Subject(OUTSIDE, OUTSIDE, real, _from_home(real)))
-    return found
+    return [*found, *_outside(joined, places)]
 
 
 def _file(tool: str, path: str, root: str) -> _Subject:
@@ -316,21 +275,21 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _matches(pattern: str, text: str) -> bool:
-    """Whether a pattern matches, whatever the UNKNOWN parts of the text are. `*` is any text, `?` one character; ` *` at the end may be
-    left out."""
+    """Whether a pattern matches, whatever the UNKNOWN parts of the text, and ONEs, are. `*` is any text, `?` one character; ` *` at the
+    end may be left out."""
     return _fits(pattern, text) or (pattern.endswith(" *") and _fits(pattern[:-2], text))
 
 
 def _may_match(pattern: str, text: str) -> bool:
-    """Whether it could match for some text in place of the UNKNOWN parts; in doubt it could."""
+    """Whether it could match for some text in place of the UNKNOWN parts, and ONEs; in doubt it could."""
     if UNKNOWN not in text:
-        return _matches(pattern, text)
+        return _fits(pattern, text, ONE) or (pattern.endswith(" *") and _fits(pattern[:-2], text, ONE))
     return _overlaps(pattern, text) or (pattern.endswith(" *") and _overlaps(pattern[:-2], text))
 
 
-def _fits(pattern: str, text: str) -> bool:
+def _fits(pattern: str, text: str, joker: str = "") -> bool:
     # Piece by piece, the leftmost each: one expression with many stars can take for ever.
-    first, *rest = _pieces(pattern)
+    first, *rest = _pieces(pattern, joker)
     if not rest:
         return first.fullmatch(text) is not None
     found = first.match(text)
@@ -340,10 +299,12 @@ def _fits(pattern: str, text: str) -> bool:
     return found is not None and begin >= found.end() and rest[-1].fullmatch(text, begin) is not None
 
 
-@lru_cache(maxsize=2 * MAX_RULES)
-def _pieces(pattern: str) -> Sequence[re.Pattern[str]]:
+@lru_cache(maxsize=4 * MAX_RULES)
+def _pieces(pattern: str, joker: str) -> Sequence[re.Pattern[str]]:
+    """Gives the expressions of what is between the stars. A `joker` is a sign of the text that stands for each other one."""
     one = f"[^{UNKNOWN}]"
-    pieces = ["".join(one if sign == "?" else re.escape(sign) for sign in piece) for piece in pattern.split("*")]
+    signs = {sign: f"[{re.escape(sign)}{joker}]" if joker else re.escape(sign) for sign in pattern} | {"?": one}
+    pieces = ["".join(signs[sign] for sign in piece) for piece in pattern.split("*")]
     return tuple(re.compile(piece, re.DOTALL) for piece in pieces)
 
 
@@ -352,4 +313,4 @@ def _overlaps(pattern: str, text: str) -> bool:
         return False
     begins = zip(pattern.partition("*")[0], text.partition(UNKNOWN)[0], strict=False)
     ends = zip(reversed(pattern.rpartition("*")[2]), reversed(text.rpartition(UNKNOWN)[2]), strict=False)
-    return all(sign in ("?", there) for sign, there in (*begins, *ends))
+    return all(sign in ("?", there) or there == ONE for sign, there in (*begins, *ends))

@@ -5,12 +5,16 @@ They are known by name; one that is not here is seen as itself alone.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeAlias
 
 import msgspec
 
 UNKNOWN = "\0"
 """Stands for any text, also none. No command can hold it."""
+
+ONE = "\1"
+"""Stands for any one character."""
 
 MAX_DEPTH = 10
 """How deep substitutions and programs that run others may be in one another."""
@@ -65,10 +69,13 @@ _OPAQUE = frozenset(
     {
         *("parallel", "watch", "script", "su", "runuser", "flock", "entr", "ssh-agent", "systemd-run", "at", "batch", "alias"),
         *("setpriv", "prlimit", "nsenter", "runcon", "numactl", "fakeroot", "pkexec", "gosu", "su-exec", "dumb-init", "tini"),
-        *("unbuffer", "rlwrap", "chronic", "xvfb-run", "ltrace", "valgrind", "toybox"),
+        *("unbuffer", "rlwrap", "chronic", "xvfb-run", "ltrace", "valgrind", "toybox", "setarch", "linux32", "linux64", "sg", "perf"),
+        *("screen", "tmux", "expect", "hyperfine", "direnv", "eatmydata", "bwrap", "firejail", "enable"),
     }
 )
 """Programs that take a command in forms of their own: what they run is UNKNOWN."""
+
+_LOADERS = ("ld-linux", "ld-musl")
 
 _EVALUATING = frozenset({"[", "test", "let", "declare", "typeset", "local", "export", "readonly", "unset", "read", "printf", "wait"})
 """Builtins that may evaluate the subscript of an array: a substitution in a quoted text of theirs runs all the same."""
@@ -79,10 +86,16 @@ class Uncertain(Exception):
 
 
 class Word(msgspec.Struct, frozen=True):
-    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written."""
+    """A word as the shell makes it, UNKNOWN where that depends; `raw` as it is written. In `shown` what names of files are found by is
+    UNKNOWN or ONE too."""
 
     text: str
     raw: str
+    shown: str
+
+    @classmethod
+    def unknown(cls) -> "Word":
+        return cls(UNKNOWN, "", UNKNOWN)
 
     @property
     def is_known(self) -> bool:
@@ -98,15 +111,14 @@ def known(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
     if depth > MAX_DEPTH:
         raise Uncertain
     first = words[0].text
-    is_pattern = any(sign in words[0].raw for sign in "*?[") and words[0].raw != "["
-    if not words[0].is_known or is_pattern or not first or any(sign.isspace() for sign in first):
+    if UNKNOWN in words[0].shown or ONE in words[0].shown or not first or any(sign.isspace() for sign in first):
         yield UNKNOWN
         return
-    yield " ".join(word.text or "''" for word in words)
+    yield " ".join(word.shown or "''" for word in words)
     name = first.rpartition("/")[2]
     if name in _SHELLS:
         yield from _of_shell(words, depth, split)
-    elif name in _OPAQUE:
+    elif name in _OPAQUE or name.startswith(_LOADERS):
         yield UNKNOWN
     elif name in _PREFIXES:
         yield from _of_prefix(name, words, depth, split)
@@ -133,9 +145,18 @@ def _of_prefix(name: str, words: Sequence[Word], depth: int, split: Split) -> It
         if _takes_a_word(plain, how.valued):
             del rest[:1]
     rest = rest[how.words :]
+    if rest and how.feeds:
+        place = _replaced(words)
+        rest = [*(Word.unknown() if place in word.text else word for word in rest), Word.unknown()]
     if rest:
-        more = [Word(UNKNOWN, "")] if how.feeds else []
-        yield from known([*rest, *more], depth + 1, split)
+        yield from known(rest, depth + 1, split)
+
+
+def _replaced(words: Sequence[Word]) -> str:
+    """Gives what xargs puts its arguments in place of, at the most; where none is named, what it would be."""
+    found = [after.text if word.text == "-I" else word.text[2:] for word, after in pairwise(words) if word.text.startswith("-I")]
+    found += [word.text.partition("=")[2] for word in words if word.text.startswith("--replace=")]
+    return next((place for place in found if place), "{}")
 
 
 def _takes_a_word(option: str, valued: frozenset[str]) -> bool:
@@ -193,7 +214,7 @@ def _of_find(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
             yield from known(inner, depth + 1, split) if inner else (UNKNOWN,)
             inner = None
         else:
-            inner.append(Word(UNKNOWN, "") if "{}" in word.text else word)
+            inner.append(Word.unknown() if "{}" in word.text else word)
     if inner is not None:
         yield UNKNOWN
 
@@ -203,12 +224,18 @@ def _of_callback(words: Sequence[Word], depth: int, split: Split) -> Iterator[st
         yield UNKNOWN
 
 
+def _of_hash(words: Sequence[Word], depth: int, split: Split) -> Iterator[str]:
+    if any(not word.is_known or (word.text.startswith("-") and "p" in word.text) for word in words[1:]):
+        yield UNKNOWN  # it gives a program another name
+
+
 _PROGRAMS: Mapping[str, Callable[[Sequence[Word], int, Split], Iterator[str]]] = {
     "eval": _of_eval,
     "trap": _of_trap,
     "source": _of_source,
     ".": _of_source,
     "find": _of_find,
+    "hash": _of_hash,
     "mapfile": _of_callback,
     "readarray": _of_callback,
     "compgen": _of_callback,

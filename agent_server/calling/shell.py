@@ -6,8 +6,9 @@ where a command cannot be told from its text, the whole of it is. What a program
 """
 
 import re
+from collections.abc import Collection, Sequence
 
-from agent_server.calling.programs import ASSIGNMENT, DECISIVE, MAX_DEPTH, UNKNOWN, Uncertain, Word, known
+from agent_server.calling.programs import ASSIGNMENT, DECISIVE, MAX_DEPTH, ONE, UNKNOWN, Uncertain, Word, known
 
 MAX_SCRIPT = 32 << 10
 """Characters of a script that is split, in 50 ms, or 300 ms where it is made for it; a longer one is UNKNOWN."""
@@ -36,6 +37,17 @@ def commands(script: str) -> list[str]:
     except (Uncertain, RecursionError):
         return [UNKNOWN]
     return (found or [script.strip()]) if len(found) <= MAX_COMMANDS else [UNKNOWN]
+
+
+def _found_by(text: Sequence[str], patterns: Collection[int]) -> str:
+    """Gives a word with what may stand for other texts in it: of its pieces those at `patterns`, and all between brackets."""
+    signs = {"*": UNKNOWN, "?": ONE}
+    shown = [signs.get(piece, piece) if place in patterns else piece for place, piece in enumerate(text)]
+    opened = next((place for place in sorted(patterns) if text[place] == "["), len(text))
+    closed = next((place for place in reversed(range(opened, len(text))) if "]" in text[place]), None)
+    if closed is not None:
+        shown[opened : closed + 1] = [UNKNOWN, text[closed].rpartition("]")[2]]
+    return "".join(shown)
 
 
 def _split(script: str, depth: int) -> list[str]:
@@ -267,6 +279,7 @@ class _Reader:
     def _word(self) -> Word:
         begin = self._at
         text: list[str] = []
+        patterns: set[int] = set()  # where in it are signs that find names of files
         is_braced = False
         while ((sign := self._peek()) and sign not in _ENDS_WORD) or self._peek(2) in ("<(", ">("):
             if sign in "<>":
@@ -287,12 +300,16 @@ class _Reader:
                 text.append(self._expansion())
             else:
                 is_braced |= sign == "{"
+                if sign in "*?[":
+                    patterns.add(len(text))
                 text.append(self._take())
         if self._at == begin:
             raise Uncertain
         raw = self._text[begin : self._at].replace(_CONTINUED, "")
         made = "".join(text)
-        return Word(UNKNOWN if is_braced and ("," in made or ".." in made) else made, raw)
+        if is_braced and ("," in made or ".." in made):
+            return Word(UNKNOWN, raw, UNKNOWN)
+        return Word(made, raw, _found_by(text, patterns))
 
     def _until(self, end: str) -> str:
         stop = self._text.find(end, self._at)

@@ -17,6 +17,7 @@ import msgspec
 from agent_server.changes.changes import LeftOut
 from agent_server.changes.git import GIT_SECONDS, Git
 from agent_server.errors import Forbidden, NotFound
+from tools._files import HIDDEN
 
 FILE_BYTES = 10 * 1024 * 1024  # Larger files are left out: they are data and build results, and fill the disk.
 QUOTA_FILE_BYTES = 64 * 1024  # Over the quota only files up to this size are recorded: most source code, at a slow growth.
@@ -31,6 +32,7 @@ POINTER_BYTES = 4096  # A `.git` file and `commondir` hold one path.
 IGNORED = ("--ignored", "--directory")
 NESTED = "nested-index"
 PLACEHOLDER = b".agent-server-placeholder"
+HALF_WRITTEN = HIDDEN.encode()
 EMPTY_BLOB = b"e69de29bb2d1d6434b8b29ae775ad8c2e48c5391"
 UNREADABLE_FOLDER = re.compile(rb"^warning: could not open directory '(.*)': ", re.MULTILINE)
 
@@ -155,6 +157,8 @@ class Index:
         for path in tokens:
             if path.endswith(b"/"):
                 nested.append(path)
+            elif path.rpartition(b"/")[2].startswith(HALF_WRITTEN):
+                continue
             elif b".git" in path.lower().split(b"/"):
                 # git refuses `.GIT` and the like as a part of any path.
                 self.left_out.add(path, "special")

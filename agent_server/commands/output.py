@@ -36,6 +36,10 @@ SPOOL_PENDING = 1 << 20
 """Bytes waiting to be written; above it the command's pipes are not read, so that it waits."""
 
 
+CUT = "\n[... "
+"""Begins the line that stands for what is left out of an output."""
+
+
 class Excerpt:
     """The head and the tail of a byte stream, `limit` bytes in all."""
 
@@ -108,7 +112,7 @@ class Excerpt:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         head = decoder.decode(bytes(self._head))
         left_out = self.total - len(self._head) - len(tail) + start + len(decoder.getstate()[0])
-        return f"{head}\n[... {left_out} bytes left out ...]\n{tail[start:].decode('utf-8', 'replace')}"
+        return f"{head}{CUT}{left_out} bytes left out ...]\n{tail[start:].decode('utf-8', 'replace')}"
 
 
 class Spool:

@@ -9,7 +9,7 @@ import msgspec
 
 from agent_server.gateway import Completion, Delta, Fault, ModelError, ReasoningDelta, TextDelta
 from agent_server.gateway.calls import OpenCalls
-from agent_server.gateway.chunks import CallPart, Choice, Chunk, MessagePart, Pieces, UsagePart, decode, joined
+from agent_server.gateway.chunks import CallPart, Choice, Chunk, MessagePart, Pieces, PromptDetails, UsagePart, decode, joined
 from agent_server.gateway.faults import stream_error
 from agent_server.gateway.providers import Endpoint
 from agent_server.gateway.sse import EventParser, EventTooLong
@@ -242,9 +242,11 @@ def _numbered(message: MessagePart | None) -> MessagePart:
 
 def _usage(part: UsagePart) -> Usage:
     prompt, completion = part.prompt_tokens or 0, part.completion_tokens or 0
-    cached = (part.prompt_tokens_details and part.prompt_tokens_details.cached_tokens) or part.prompt_cache_hit_tokens or 0
+    of_prompt = part.prompt_tokens_details or PromptDetails()
+    cached = min(of_prompt.cached_tokens or part.prompt_cache_hit_tokens or 0, prompt)
+    written = of_prompt.cache_write_tokens or of_prompt.cache_creation_tokens or part.cache_creation_input_tokens or 0
     reasoning = (part.completion_tokens_details and part.completion_tokens_details.reasoning_tokens) or 0
     if part.total_tokens == prompt + completion + reasoning:
         # xAI counts reasoning beside the completion, all others within it.
         completion += reasoning
-    return Usage(prompt, completion, min(cached, prompt), min(reasoning, completion), part.cost)
+    return Usage(prompt, completion, cached, min(reasoning, completion), part.cost, min(written, prompt - cached))

@@ -22,8 +22,6 @@ TOOL_SETS_LIMIT = 8
 NOTHING = "(nothing)"
 """What stands for a blank text: several providers refuse one, and so the whole conversation, for ever."""
 
-NO_ARGUMENTS: Mapping[str, Any] = {"type": "object", "properties": {}}
-
 Encoded = tuple[tuple[str, str], bytes, bytes]
 """For which provider and model, the message, and the message that must follow its tool results (or b"")."""
 
@@ -110,8 +108,8 @@ def _options(provider: str, max_tokens: int | None) -> dict[str, Any]:
 
 
 def _tool(spec: ToolSpec) -> dict[str, Any]:
-    # OpenAI refuses a schema without them, and MCP servers leave them out.
-    parameters = {**spec.parameters, **{name: value for name, value in NO_ARGUMENTS.items() if name not in spec.parameters}}
+    # OpenAI refuses the whole request where an object has no properties: https://github.com/openai/openai-agents-python/issues/449
+    parameters = {"type": "object", "properties": {}, **spec.parameters}
     function = {"name": spec.name, "description": spec.description, "parameters": parameters}
     return {"type": "function", "function": function}
 

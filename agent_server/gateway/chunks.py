@@ -53,7 +53,11 @@ class Choice(msgspec.Struct):
 
 
 class PromptDetails(msgspec.Struct):
+    """What was written into a cache is `cache_write_tokens` at OpenRouter, and `cache_creation_tokens` at litellm."""
+
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_creation_tokens: int | None = None
 
 
 class CompletionDetails(msgspec.Struct):
@@ -67,6 +71,7 @@ class UsagePart(msgspec.Struct):
     prompt_tokens_details: PromptDetails | None = None
     completion_tokens_details: CompletionDetails | None = None
     prompt_cache_hit_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
     cost: float | None = None
 
 

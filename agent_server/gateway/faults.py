@@ -18,13 +18,20 @@ MESSAGE_LIMIT = 1000
 """Characters of a provider's message that are passed on; the rest repeats the request or is a page of HTML."""
 
 OVERFLOW = re.compile(
-    r"""context_length_exceeded | exceed_context_size | context[ ]length | context[ ]window | context[ ]limit
-    | context[ ]size | prompt[ ](is[ ])?too[ ]long | input[ ]is[ ]too[ ]long | input[ ]token[ ]count.*exceeds
+    r"""exceed_context_size | context[ _](length|window|limit|size)
+    | prompt[ ](is[ ])?too[ ]long | input[ ]is[ ]too[ ]long | (input|prompt)[ ]token[ ]count.*exceeds
     | maximum[ ]prompt[ ]length | maximum[ ]model[ ]length | exceeded[ ]model[ ]token[ ]limit
+    | prompt[ ]exceeds[ ]max | too[ ]many[ ]tokens | token[ ]limit[ ]exceeded
     | reduce[ ]the[ ]length[ ]of[ ]the[ ]messages | inputs`?[ ]tokens.*must[ ]be[ ]<= | request[ ]too[ ]large""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-"""How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Together, vLLM, llama.cpp and Ollama say that a prompt is too long."""
+"""How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Z.ai, Together, vLLM, llama.cpp and Ollama say that a prompt is too long."""
+
+TEMPLATE = re.compile(r"jinja|chat[ _]template|roles must alternate", re.IGNORECASE)
+"""How llama.cpp and servers on it say, with a 500, that a model's template has no form for this conversation."""
+
+NEVER_FITS = "request too large"
+"""What OpenAI says, with a 429, of a request that alone is more than the tokens of a minute: waiting does not help."""
 
 STATUS_OF_CODE = {
     "invalid_api_key": 401,
@@ -110,11 +117,11 @@ def _classify(status: int, part: ErrorPart, said: str) -> Fault:
         return Fault.AUTHENTICATION
     if status in (401, 402, 403) or (status == 429 and "insufficient_quota" in code):
         return Fault.AUTHENTICATION
-    if status == 429:
+    if status == 429 and NEVER_FITS not in said.lower():
         return Fault.RATE_LIMIT
     if status == 413 or OVERFLOW.search(f"{code} {said}"):
         return Fault.CONTEXT_OVERFLOW
-    if status >= 500 or status in BUSY:
+    if (status >= 500 or status in BUSY) and not TEMPLATE.search(said):
         return Fault.OVERLOADED
     return Fault.BAD_REQUEST
 

@@ -27,6 +27,7 @@ class Price(msgspec.Struct, frozen=True):
     input: float | None = msgspec.field(default=None, name="input_cost_per_token")
     output: float | None = msgspec.field(default=None, name="output_cost_per_token")
     cached: float | None = msgspec.field(default=None, name="cache_read_input_token_cost")
+    written: float | None = msgspec.field(default=None, name="cache_creation_input_token_cost")
     reasoning: float | None = msgspec.field(default=None, name="output_cost_per_reasoning_token")
     context: int | None = msgspec.field(default=None, name="max_input_tokens")
 
@@ -35,10 +36,12 @@ class Price(msgspec.Struct, frozen=True):
         if self.input is None or self.output is None:
             return None
         cached = self.input if self.cached is None else self.cached
+        written = self.input if self.written is None else self.written
         reasoning = self.output if self.reasoning is None else self.reasoning
         return (
-            (usage.prompt - usage.cached) * self.input
+            (usage.prompt - usage.cached - usage.written) * self.input
             + usage.cached * cached
+            + usage.written * written
             + (usage.completion - usage.reasoning) * self.output
             + usage.reasoning * reasoning
         )

@@ -1,7 +1,8 @@
 """OAuth for an MCP server at a URL, as far as it goes without a person. Imported with the first server of a task, as the SDK is.
 
-A server that asks for it is authorized by client credentials where they are configured, else by an authorization code, if its
-authorization server gives one without asking anybody. Tokens are kept in memory, for as long as the server is configured.
+A server that asks for it is authorized by client credentials or an assertion of somebody's identity where they are configured, else by
+an authorization code, if its authorization server gives one without asking anybody. Tokens are kept in memory, for as long as the
+server is configured, and masked wherever a server repeats one.
 """
 
 import warnings
@@ -9,15 +10,13 @@ from collections.abc import AsyncGenerator
 
 import httpx2
 from mcp.client.auth import OAuthClientProvider, OAuthFlowError
-from mcp.client.auth.extensions.client_credentials import (
-    ClientCredentialsOAuthProvider,
-    PrivateKeyJWTOAuthProvider,
-    SignedJWTParameters,
-)
+from mcp.client.auth.extensions.client_credentials import SignedJWTParameters
 from mcp.shared.auth import AuthorizationCodeResult, OAuthClientInformationFull, OAuthClientMetadata, OAuthToken
 from pydantic import AnyUrl
 
 from agent_server.calling.custom import McpConfig, OAuth
+from agent_server.mcp.grants import WAIT_TIME, ByAssertion, ByCode, ByKey, BySecret
+from agent_server.redaction import Secrets
 
 REDIRECT = "http://127.0.0.1:1/callback"
 """Where an authorization server leads back to. Nobody listens there: the code is taken from the redirect itself."""
@@ -25,33 +24,31 @@ REDIRECT = "http://127.0.0.1:1/callback"
 MAX_REDIRECTS = 5
 """Redirects that are followed on the way to it."""
 
-WAIT_TIME = 30.0
-"""Seconds for an answer of the authorization server."""
 
-
-def authorization(config: McpConfig) -> httpx2.Auth | None:
-    """Gives what authorizes requests to a server; None where its headers do, or nothing should."""
+def authorization(config: McpConfig, secrets: Secrets) -> httpx2.Auth | None:
+    """Gives what authorizes requests to a server; None where its headers do, or nothing should. What it is given joins the `secrets`."""
     if config.url is None or config.oauth is False or any(name.lower() == "authorization" for name in config.headers):
         return None
     own = config.oauth if isinstance(config.oauth, OAuth) else OAuth()
-    if own.grant_type == "client_credentials":
-        return _Unlocked(_credentials(config.url, own))
+    if own.id_token is not None or own.grant_type == "client_credentials":
+        return _Unlocked(_credentials(config.url, own, _Memory(None, secrets)))
     is_address = (own.client_id or "").startswith("https://")
     grant = _Grant()
     metadata = OAuthClientMetadata(client_name="agent-server", redirect_uris=[AnyUrl(REDIRECT)], scope=own.scope)
-    memory = _Memory(None if is_address else _registered(own))
+    memory = _Memory(None if is_address else _registered(own), secrets)
     address = own.client_id if is_address else None
-    return _Unlocked(OAuthClientProvider(config.url, metadata, memory, grant.ask, grant.answer, client_metadata_url=address))
+    return _Unlocked(ByCode(own, config.url, metadata, memory, grant.ask, grant.answer, client_metadata_url=address))
 
 
-def _credentials(url: str, own: OAuth) -> OAuthClientProvider:
-    name, memory = own.client_id or "", _Memory(None)
+def _credentials(url: str, own: OAuth, memory: "_Memory") -> OAuthClientProvider:
+    name = own.client_id or ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that no issuer is named: the credentials go where the server leads, as its URL is trusted to
-        if own.private_key is None:
-            return ClientCredentialsOAuthProvider(url, memory, name, own.client_secret or "", scope=own.scope, issuer=own.issuer)
-        signed = SignedJWTParameters(issuer=name, subject=name, signing_key=own.private_key, signing_algorithm=own.algorithm)
-        return PrivateKeyJWTOAuthProvider(url, memory, name, signed.create_assertion_provider(), own.scope, own.issuer)
+        if own.private_key is not None:
+            signed = SignedJWTParameters(issuer=name, subject=name, signing_key=own.private_key, signing_algorithm=own.algorithm)
+            return ByKey(own, url, memory, name, signed.create_assertion_provider(), own.scope, own.issuer)
+        kind = BySecret if own.id_token is None else ByAssertion
+        return kind(own, url, memory, name, own.client_secret or "", scope=own.scope, issuer=own.issuer)
 
 
 def _registered(own: OAuth) -> OAuthClientInformationFull | None:
@@ -95,8 +92,9 @@ class _Unlocked(httpx2.Auth):
 class _Memory:
     """Keeps a server's token and client."""
 
-    def __init__(self, client: OAuthClientInformationFull | None) -> None:
+    def __init__(self, client: OAuthClientInformationFull | None, secrets: Secrets) -> None:
         self._client = client
+        self._secrets = secrets
         self._token: OAuthToken | None = None
 
     async def get_tokens(self) -> OAuthToken | None:
@@ -104,12 +102,17 @@ class _Memory:
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
         self._token = tokens
+        self._hide(tokens.access_token, tokens.refresh_token)
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
         return self._client
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         self._client = client_info
+        self._hide(client_info.client_secret)
+
+    def _hide(self, *values: str | None) -> None:
+        self._secrets.add([value for value in values if value is not None], is_own=False)
 
 
 class _Grant:
@@ -123,7 +126,8 @@ class _Grant:
         async with httpx2.AsyncClient(timeout=WAIT_TIME) as http:
             at = httpx2.URL(url)
             for _ in range(MAX_REDIRECTS):
-                response = await http.get(at)
+                async with http.stream("GET", at) as response:  # of which only the head counts
+                    pass
                 if not response.has_redirect_location:
                     break
                 at = at.join(response.headers["location"])

@@ -154,6 +154,7 @@ class _Client:
         self.around = around
         self.tools = tools
         self.files = files
+        self.late: Mapping[str, int] = {}
         self.arguments: dict[str, str] = {}
         self._chunks: deque[str] = deque(maxlen=KEPT_CHUNKS)
         self._length = 0

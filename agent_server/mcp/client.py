@@ -20,7 +20,7 @@ from agent_server.commands.execution import Owner
 from agent_server.commands.processes import Processes, finish
 from agent_server.mcp import configs
 from agent_server.mcp.naming import labels, names
-from agent_server.mcp.peer import Listed, McpUnavailable, Peer
+from agent_server.mcp.peer import RETRY_TIME, Listed, McpUnavailable, Peer
 from agent_server.redaction import Secrets
 from agent_server.workspace import Workspace
 from tools import ToolResult
@@ -38,11 +38,14 @@ Warn = Callable[[str], None]
 class McpServers:
     """The MCP servers of this server's tasks."""
 
-    def __init__(self, processes: Processes, workspace: Workspace, secrets: Secrets, *, idle: float = IDLE_TIME) -> None:
+    def __init__(
+        self, processes: Processes, workspace: Workspace, secrets: Secrets, *, idle: float = IDLE_TIME, retry: float = RETRY_TIME
+    ) -> None:
         self._processes = processes
         self._workspace = workspace
         self._secrets = secrets
         self._idle = idle
+        self._retry = retry
         self._shared: dict[str, Peer] = {}
         self._retired: list[Peer] = []  # their configuration has changed, and tasks still have them
 
@@ -89,7 +92,7 @@ class McpServers:
 
         Cancellation: the processes of its own servers are dead before it is raised.
         """
-        brought = [Peer(config, owner, self._processes, self._workspace) for config in own]
+        brought = [Peer(config, owner, self._processes, self._workspace, self._secrets) for config in own]
         lent = await self._lend({config.name for config in own}, warn) if has_workspace else []
         try:
             toolset = Toolset(fixed, [*brought, *lent], warn)
@@ -120,7 +123,7 @@ class McpServers:
         lent = []
         for name, config in wanted.items():
             if name not in self._shared:
-                self._shared[name] = Peer(config, Owner(), self._processes, self._workspace)
+                self._shared[name] = Peer(config, Owner(), self._processes, self._workspace, self._secrets, retry=self._retry)
             if name not in taken:
                 lent.append(self._shared[name])
         for peer in lent:
@@ -173,7 +176,7 @@ class Toolset:
         named = names({label: [*tools] for label, tools in by_server.items()}, self._fixed)
         room = max(MAX_TOOLS - len(self._fixed), 0)
         if len(named) > room:
-            self._warn(f"The MCP servers have {len(named)} tools, of which the model is offered {room}; more it does not take.")
+            self._warn(f"The MCP servers have more tools than a model takes: it is offered {room} of them.")
         self.found = [_offer(name, by_server[label][own], self._peers[label]) for (label, own), name in [*named.items()][:room]]
         self.tools.clear()
         self.tools.update(self._fixed)
@@ -185,8 +188,9 @@ def _shown(listed: Sequence[Listed]) -> list[tuple[Any, ...]]:
 
 
 def _offer(name: str, tool: Listed, peer: Peer) -> CustomTool:
-    source = f"mcp:{peer.config.name}"
-    return CustomTool(name, tool.description, tool.parameters, tool.schema, partial(_run, peer, tool), tool.read_only, source)
+    server = peer.config.name
+    call = partial(_run, peer, tool)
+    return CustomTool(name, tool.description, tool.parameters, tool.schema, call, tool.read_only, f"mcp:{server}", server, tool.name)
 
 
 async def _run(peer: Peer, tool: Listed, arguments: dict[str, Any], context: Owned) -> ToolResult:

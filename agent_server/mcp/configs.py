@@ -3,6 +3,7 @@
 Variables in them come from the environment that commands get, never from the server's own. What cannot be used is left out, and said.
 """
 
+import codecs
 import os
 import re
 import stat
@@ -27,7 +28,7 @@ MAX_TIMEOUT_MS = 86_400_000
 """A day, in milliseconds: the longest timeout that a server may be given."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-_ENV = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}")
+_ENV = re.compile(r"\{env:([A-Za-z_][A-Za-z0-9_]*)\}|\{file:[^}]*\}")
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -82,16 +83,19 @@ def read(root: Path, environment: Mapping[str, str]) -> Found:
             complaints.append(str(error))
             continue
         for name, entry in found.items():
+            if name in servers or _is_off(entry):
+                continue
             try:
-                config = _checked(make(name, entry, environment)) if name not in servers else None
+                servers[name] = _checked(make(name, entry, environment))
             except _Unusable as error:
                 complaints.append(f"{name[:64]!r} in {file}: {error}.")
-                continue
-            if config is not None:
-                servers[name] = config
     if len(servers) > MAX_SERVERS:
         complaints.append(f"there are {len(servers)}, of which {MAX_SERVERS} are used.")
     return Found([servers[name] for name in sorted(servers)][:MAX_SERVERS], complaints)
+
+
+def _is_off(entry: Any) -> bool:
+    return isinstance(entry, dict) and (entry.get("enabled") is False or entry.get("disabled") is True)
 
 
 def _entries(root: Path) -> dict[str, Any]:
@@ -99,7 +103,7 @@ def _entries(root: Path) -> dict[str, Any]:
     if content is None:
         return {}
     try:
-        value = msgspec.json.decode(content, type=dict[str, Any])
+        value = msgspec.json.decode(content.removeprefix(codecs.BOM_UTF8), type=dict[str, Any])
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
         raise _Unusable(f"{FILE} is no JSON object: {error}.") from error
     servers = value.get("mcpServers", {})
@@ -134,10 +138,8 @@ def _opencode_entries(root: Path) -> dict[str, Any]:
     return servers
 
 
-def _plain(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig | None:
+def _plain(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig:
     given = _convert(entry, _Plain)
-    if not given.enabled or given.disabled:
-        return None
     fill = _filling(_VARIABLE, environment)
     kind: Literal["stdio", "http", "sse"] | None = (
         "http" if given.type == "streamable-http" or given.type == "streamableHttp" else given.type
@@ -156,10 +158,8 @@ def _plain(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig |
     )
 
 
-def _opencode(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig | None:
+def _opencode(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfig:
     given = _convert(entry, _Opencode)
-    if not given.enabled:
-        return None
     if given.type is None:
         raise _Unusable("it needs a type, local or remote")
     fill = _filling(_ENV, environment)
@@ -170,7 +170,7 @@ def _opencode(name: str, entry: Any, environment: Mapping[str, str]) -> McpConfi
         raise _Unusable("a local server needs a command, as a list")
     command, *args = map(fill, given.command)
     env = {key: fill(value) for key, value in given.environment.items()}
-    return McpConfig(name, command, args, env, given.cwd, timeout=given.timeout)
+    return McpConfig(name, command, args, env, None if given.cwd is None else fill(given.cwd), timeout=given.timeout)
 
 
 def _filled(oauth: OAuth | bool, fill: Callable[[str], str]) -> OAuth | bool:
@@ -189,16 +189,19 @@ def _convert(entry: Any, kind: type[Any]) -> Any:
 def _filling(pattern: re.Pattern[str], environment: Mapping[str, str]) -> Callable[[str], str]:
     def value(found: re.Match[str]) -> str:
         name, default = found[1], found[2] if found.re.groups > 1 else None
-        if (text := environment.get(name) or default) is None:
+        if name is None:
+            raise _Unusable("{file:…} is not read here; write {env:NAME}, and set it with PATCH /env")
+        text = environment.get(name)
+        if not text and default is not None:
+            return default
+        if text is None:
             raise _Unusable(f"it needs the variable {name}, which commands do not have; set it with PATCH /env")
         return text
 
     return lambda text: pattern.sub(value, text)
 
 
-def _checked(config: McpConfig | None) -> McpConfig | None:
-    if config is None:
-        return None
+def _checked(config: McpConfig) -> McpConfig:
     if config.timeout is not None and not 1 <= config.timeout <= MAX_TIMEOUT_MS:
         raise _Unusable(f"its timeout must be from 1 to {MAX_TIMEOUT_MS} milliseconds")
     try:

@@ -7,7 +7,8 @@ from typing import Any
 
 import httpx2
 from mcp import Client, MCPError
-from mcp_types import CONNECTION_CLOSED, CallToolResult, Tool
+from mcp_types import CONNECTION_CLOSED, METHOD_NOT_FOUND, PARSE_ERROR, CallToolResult, Tool
+from pydantic import ValidationError
 
 from agent_server.calling.custom import MAX_TOOLS
 from agent_server.mcp.transports import Signs
@@ -60,21 +61,18 @@ class Connection:
         return self._client.done() and not self._client.cancelled() and not self.signs.ended.is_set() and not self.signs.is_expired
 
     async def tools(self) -> list[Tool]:
-        """Gives the server's own description of its tools, once it is up. Errors: McpError and whatever the SDK raises."""
+        """Gives the server's own description of its tools, once it is up. Errors: MCPError and whatever the SDK raises."""
         either: list[asyncio.Future[Any]] = [self._client, self._work]
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not self._client.done() or self._client.cancelled():
             raise self._fault or ConnectionError("it ended")
         self.signs.is_stale = False
-        client, found = self._client.result(), []
-        cursor: str | None = None
-        for _ in range(MAX_PAGES):
-            page = await client.list_tools(cursor=cursor)
-            found += page.tools
-            cursor = page.next_cursor
-            if cursor is None or len(found) >= MAX_TOOLS:
-                break
-        return found[:MAX_TOOLS]
+        try:
+            return await _listed(self._client.result())
+        except MCPError as error:
+            if error.code == METHOD_NOT_FOUND:  # some have only resources or prompts
+                return []
+            raise
 
     async def call(self, name: str, arguments: dict[str, Any], timeout: float) -> CallToolResult:
         """Calls a tool, once; what is told of its progress gives it its time anew. Cancelling it, or its timeout, is told to the server.
@@ -102,6 +100,8 @@ class Connection:
             self._calls -= 1
 
     async def _told(self, name: str, error: Exception) -> Exception:
+        if isinstance(error, ValidationError) or (isinstance(error, MCPError) and error.code == PARSE_ERROR):
+            return ToolError(f"{name} has run, but what it gave is no result of a tool: {reason(error)}.")
         if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
             if self.signs.is_expired:
                 return Lost("its session was over", is_unsent=True)
@@ -112,7 +112,11 @@ class Connection:
             await asyncio.wait([self._work], timeout=END_TIME)  # it knows why
         # With one call at work, that is the last message sent; with more, it is not known which of them has got through.
         is_unsent = self._calls == 1 and (isinstance(self._fault, UNSENT) or self.signs.is_expired or self.signs.said.is_unread)
-        return Lost(reason(self._fault or error), is_unsent=is_unsent)
+        return Lost(self.reason(self._fault or error), is_unsent=is_unsent)
+
+    def reason(self, error: BaseException) -> str:
+        """Gives in words why it ended, or did not come about."""
+        return self.signs.said.excess or reason(error)
 
     async def end(self) -> None:
         """Lets the server go, and ends its processes."""
@@ -123,6 +127,18 @@ class Connection:
         if not self._work.done():
             self._work.cancel()
             await asyncio.wait([self._work], timeout=END_TIME)
+
+
+async def _listed(client: Client) -> list[Tool]:
+    found: list[Tool] = []
+    cursor: str | None = None
+    for _ in range(MAX_PAGES):
+        page = await client.list_tools(cursor=cursor)
+        found += page.tools
+        cursor = page.next_cursor
+        if cursor is None or len(found) > MAX_TOOLS:
+            break
+    return found[: MAX_TOOLS + 1]  # that there are more is told
 
 
 def reason(error: BaseException) -> str:

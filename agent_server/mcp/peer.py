@@ -1,6 +1,7 @@
 """One configured MCP server: started when its tools are first asked for, listed once, and reached again when it was lost."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from agent_server.commands.execution import Owner
 from agent_server.commands.processes import Processes, finish
 from agent_server.errors import AgentServerError
 from agent_server.mcp.results import result_of
+from agent_server.redaction import Secrets
 from agent_server.workspace import Workspace
 from tools import ToolError, ToolResult
 
@@ -30,14 +32,11 @@ CALL_TIME = 300.0
 """Seconds for one call without a sign of progress, unless the server is configured otherwise."""
 
 RETRY_TIME = 60.0
-"""Seconds after which a server that did not answer is tried again: until then tasks do not wait for it. One that failed at once is
-tried by each task."""
+"""Seconds after which a server that did not answer is tried again. Nobody waits for it: it is had by the tasks that begin when it has
+come up. One that failed at once is tried by each task."""
 
 MAX_DESCRIPTION = 8_000
 """Characters of a tool's description: it is in every request to the model."""
-
-MAX_SCHEMA = 64 << 10
-"""Bytes of a tool's schema, for the same reason; with a larger one it takes whatever the model gives it."""
 
 
 class McpUnavailable(Exception):
@@ -63,16 +62,21 @@ class Listed(msgspec.Struct, frozen=True):
 class Peer:
     """One configured server. `users` says how many tasks have it."""
 
-    def __init__(self, config: McpConfig, owner: Owner, processes: Processes, workspace: Workspace) -> None:
+    def __init__(
+        self, config: McpConfig, owner: Owner, processes: Processes, workspace: Workspace, secrets: Secrets, *, retry: float = RETRY_TIME
+    ) -> None:
         self.config = config
         self.users = 0
         self.used_at = time.monotonic()
         self.known: tuple[Listed, ...] = ()
         self.failure: str | None = None
-        self._silent_until = 0.0
+        self._retry = retry
+        self._retry_at: float | None = None  # once it was waited for in vain
+        self._retrying: asyncio.Task[None] | None = None
         self._owner = owner
         self._processes = processes
         self._workspace = workspace
+        self._secrets = secrets
         self._connection: Connection | None = None
         self._auth: Any = None
         self._has_auth = False
@@ -83,9 +87,7 @@ class Peer:
         return self._connection is not None and self._connection.is_open
 
     async def tools(self) -> tuple[Listed, ...]:
-        """Gives its tools; starts it where it does not run. Errors: McpUnavailable, at once where it was waited for in vain just now."""
-        if self.failure is not None and time.monotonic() < self._silent_until:
-            raise McpUnavailable(self.failure)
+        """Gives its tools; starts it where it does not run. Errors: McpUnavailable, at once where it was waited for in vain before."""
         await self._open()
         return await self.changed() or self.known
 
@@ -125,27 +127,42 @@ class Peer:
     async def _open(self) -> "Connection":
         if self._connection is not None and self._connection.is_open:
             return self._connection
+        self._refuse_silent()
         async with self._opening:
             if self._connection is None or not self._connection.is_open:
+                self._refuse_silent()  # as others have found meanwhile
                 await self._reopen()
             assert self._connection is not None  # noqa: S101  # it was opened
             return self._connection
+
+    def _refuse_silent(self) -> None:
+        """Errors: McpUnavailable where it was waited for in vain; at times it is tried again then, behind this."""
+        if self._retry_at is None or self.failure is None:
+            return
+        if time.monotonic() >= self._retry_at and (self._retrying is None or self._retrying.done()):
+            self._retrying = asyncio.create_task(self._try_again(), name="mcp server retry")
+        raise McpUnavailable(self.failure)
+
+    async def _try_again(self) -> None:
+        async with self._opening:
+            with contextlib.suppress(McpUnavailable):  # it is told to whoever asks next
+                await self._reopen()
 
     async def _reopen(self) -> None:
         await asyncio.to_thread(_load)
         from agent_server.mcp.connection import Connection  # loaded in a thread: see there
 
-        await finish(self.close())
+        await finish(self._let_go())
         self._connection = connection = Connection(self._connect)
         try:
             self.known = await self._list(connection)
         except BaseException as error:
             if isinstance(error, McpUnavailable):
                 self.failure = str(error)
-                self._silent_until = time.monotonic() + RETRY_TIME if error.is_silent else 0.0
-            await finish(self.close())
+                self._retry_at = time.monotonic() + self._retry if error.is_silent else None
+            await finish(self._let_go())
             raise
-        self.failure = None
+        self.failure = self._retry_at = None
 
     async def _connect(self, signs: "Signs", stack: AsyncExitStack) -> "Client":
         from agent_server.mcp.authorization import authorization  # loaded in a thread: see there
@@ -154,15 +171,13 @@ class Peer:
         config = self.config
         if config.url is not None:
             if not self._has_auth:
-                self._auth, self._has_auth = authorization(config), True
+                self._auth, self._has_auth = authorization(config, self._secrets), True
             return await connect(config, self._workspace.root, None, signs, stack, self._auth)
         folder = self._workspace.resolve(config.cwd or ".", field="cwd")
         environment = await stack.enter_async_context(self._processes.lent([config.command or "", *config.args], folder, self._owner))
         return await connect(config, folder, environment, signs, stack)
 
     async def _list(self, connection: "Connection") -> tuple[Listed, ...]:
-        from agent_server.mcp.connection import reason  # loaded in a thread: see there
-
         seconds = self.config.timeout / 1000 if self.config.timeout is not None else START_TIME
         try:
             async with asyncio.timeout(seconds):
@@ -174,7 +189,7 @@ class Peer:
         except Exception as error:  # the border to the SDK, whose transports raise what they like
             said = str(connection.signs.said)
             status = f" (HTTP {connection.signs.refused})" if connection.signs.refused is not None else ""
-            raise McpUnavailable(f"{reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
+            raise McpUnavailable(f"{connection.reason(error)}{status}" + (f"; it said: {said[-300:]}" if said else "")) from error
         return tuple([await _listed(tool) for tool in sorted(found, key=lambda tool: str(tool.name))])
 
     def drop(self) -> None:
@@ -184,6 +199,12 @@ class Peer:
 
     async def close(self) -> None:
         """Lets the server go; its processes are dead when this returns. The next use starts it again."""
+        if self._retrying is not None:
+            self._retrying.cancel()
+            await asyncio.wait([self._retrying])
+        await self._let_go()
+
+    async def _let_go(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.end()
@@ -196,13 +217,12 @@ def _load() -> None:
 
 
 async def _listed(tool: Any) -> Listed:
-    parameters = tool.input_schema or EMPTY
-    if len(msgspec.json.encode(parameters)) > MAX_SCHEMA:
-        parameters = EMPTY
+    parameters: Mapping[str, Any] = tool.input_schema
     try:
         schema = await compile_schema(parameters)
-    except ValueError:  # the server checks its arguments itself
-        schema = await compile_schema(EMPTY)
+    except ValueError:  # a provider would refuse every request with it; the server checks its arguments itself
+        parameters = EMPTY
+        schema = await compile_schema(parameters)
     hints = tool.annotations
     read_only = hints is not None and bool(hints.read_only_hint)
     is_repeatable = read_only or (hints is not None and bool(hints.idempotent_hint))

@@ -7,6 +7,7 @@ server's holds, and knows nothing of what the server said on its standard error.
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -46,10 +47,14 @@ END_WAIT = 1.0
 
 
 class Said:
-    """The end of what a server wrote to its standard error; and whether it ended before it had read the last message to it."""
+    """The end of what a server wrote to its standard error.
+
+    `is_unread` when it ended before it had read the last message to it, `excess` is in words what it was cut off for.
+    """
 
     def __init__(self) -> None:
         self.is_unread = False
+        self.excess = ""
         self._tail = b""
 
     def add(self, chunk: bytes) -> None:
@@ -136,6 +141,10 @@ class _Server:
                         await arriving.send(message)
                 parts.append(rest)
                 held += len(rest)
+            if held > MAX_MESSAGE:
+                self._said.excess = f"a message of it has over {MAX_MESSAGE} bytes"
+            elif noise > MAX_NOISE:
+                self._said.excess = f"over {MAX_NOISE} bytes of its output are no messages"
 
     async def write(self, leaving: MemoryObjectReceiveStream[SessionMessage]) -> None:
         """Passes messages to it."""
@@ -210,7 +219,23 @@ def _unread(pipe: int) -> int:
 
 
 def _message(line: bytes) -> SessionMessage | None:
+    text = line.decode("utf-8", "replace")
     try:
-        return SessionMessage(types.jsonrpc_message_adapter.validate_json(line.decode("utf-8", "replace"), by_name=False))
+        return _parsed(text)
     except ValueError:
+        pass
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
         return None
+    if not isinstance(value, dict) or not {"result", "error"} & value.keys() or not isinstance(value.get("id"), int | str):
+        return None
+    try:  # halves of characters, which JavaScript cuts, are what pydantic refuses
+        return _parsed(json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass").decode("utf-16", "replace"))
+    except (ValueError, RecursionError):  # somebody waits for it
+        unreadable = types.ErrorData(code=types.PARSE_ERROR, message="its answer is no message of the protocol")
+        return SessionMessage(types.JSONRPCError(jsonrpc="2.0", id=value["id"], error=unreadable))
+
+
+def _parsed(text: str) -> SessionMessage:
+    return SessionMessage(types.jsonrpc_message_adapter.validate_json(text, by_name=False))

@@ -26,10 +26,14 @@ from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from agent_server import __version__
 from agent_server.calling.custom import McpConfig
+from agent_server.mcp.listing import mended
 from agent_server.mcp.stdio import MAX_MESSAGE, Said, stdio_transport
 
 CONNECT_TIME = 30.0
 """Seconds to connect to a URL, and to send a request there; how long an answer may take is for each request to say."""
+
+LEAVE_TIME = 2.0
+"""Seconds for a server to answer that its session is over: a task waits for that with its own."""
 
 NO_HANDSHAKE = frozenset({UNSUPPORTED_PROTOCOL_VERSION, METHOD_NOT_FOUND})
 """What servers answer to `initialize` that speak only the protocol without it."""
@@ -195,7 +199,13 @@ async def _sse(config: McpConfig, signs: Signs, auth: httpx2.Auth | None) -> Asy
 
 def _http(config: McpConfig, auth: httpx2.Auth | None, *hooks: Callable[..., Any]) -> httpx2.AsyncClient:
     timeout = httpx2.Timeout(CONNECT_TIME, read=None)
-    return httpx2.AsyncClient(headers=dict(config.headers), auth=auth, timeout=timeout, event_hooks={"response": [*hooks]})
+    watching = {"request": [_hasten], "response": [*hooks]}
+    return httpx2.AsyncClient(headers=dict(config.headers), auth=auth, timeout=timeout, event_hooks=watching)
+
+
+async def _hasten(request: httpx2.Request) -> None:
+    if request.method == "DELETE":
+        request.extensions["timeout"] = httpx2.Timeout(LEAVE_TIME).as_dict()
 
 
 @asynccontextmanager
@@ -205,7 +215,7 @@ async def _watched(transport: Any, ended: asyncio.Event) -> AsyncIterator[Transp
 
 
 class _Watched:
-    """A stream of messages that tells its end."""
+    """A stream of messages that tells its end, and mends what the SDK would refuse."""
 
     def __init__(self, stream: ReadStream[SessionMessage | Exception], ended: asyncio.Event) -> None:
         self._stream = stream
@@ -217,7 +227,7 @@ class _Watched:
 
     async def receive(self) -> SessionMessage | Exception:
         try:
-            return await self._stream.receive()
+            return mended(await self._stream.receive())
         except BaseException:
             self._ended.set()
             raise
@@ -231,7 +241,7 @@ class _Watched:
 
     async def __anext__(self) -> SessionMessage | Exception:
         try:
-            return await self._stream.__anext__()
+            return mended(await self._stream.__anext__())
         except BaseException:
             self._ended.set()
             raise

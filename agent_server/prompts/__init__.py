@@ -1,5 +1,6 @@
 """The system prompt: stable parts first, no clock, so that a provider's cache holds it."""
 
+import codecs
 import logging
 import os
 import platform
@@ -10,6 +11,7 @@ from pathlib import Path
 from agent_server.agents import INSTRUCTIONS, Agent
 from tools._contents import first_bytes
 from tools._skills import catalogue, find
+from tools.skill import TOOL as SKILL
 
 PART_MAX = 20_000
 PARTS_MAX = 60_000
@@ -26,7 +28,7 @@ def system_prompt(agent: Agent, workspace: Path, day: date) -> str:
     texts = [Path(__file__).with_name(name).read_text("utf-8").strip() for name in agent.prompts]
     texts.append(_environment(workspace, day))
     texts += _parts(agent.parts, workspace)
-    if (skills := catalogue(find(workspace))) is not None:
+    if agent.may_use(SKILL) and (skills := catalogue(find(workspace))) is not None:
         texts.append(skills)
     return "\n\n".join(texts)
 
@@ -46,27 +48,31 @@ def _parts(wanted: Sequence[Collection[str]], workspace: Path) -> Iterator[str]:
     left = PARTS_MAX
     for names in wanted:
         if (found := _first(workspace, names, workspace)) is not None:
-            path, text = found
-            shown, left = text[: min(PART_MAX, left)], left - min(PART_MAX, left, len(text))
-            yield f"Instructions of this workspace, from {path.name}:\n\n{shown}{_cut(path, text, len(shown))}"
+            path, text, is_more = found
+            shown = text[: min(PART_MAX, left)]
+            left -= len(shown)
+            yield f"Instructions of this workspace, from {path.name}:\n\n{shown}{_cut(path, is_cut=is_more or len(text) > len(shown))}"
 
 
 def instructions(folder: Path, workspace: Path) -> tuple[Path, str] | None:
     """Gives a folder's instruction file and its text, cut at PART_MAX; None when it has none that can be read."""
-    found = _first(folder, INSTRUCTIONS, workspace)
-    return found and (found[0], found[1][:PART_MAX] + _cut(*found, PART_MAX))
+    if (found := _first(folder, INSTRUCTIONS, workspace)) is None:
+        return None
+    path, text, is_more = found
+    return path, text[:PART_MAX] + _cut(path, is_cut=is_more or len(text) > PART_MAX)
 
 
-def _cut(path: Path, text: str, shown: int) -> str:
-    return f"\n[cut: the file is longer; read {path.name} for the rest]" if len(text) > shown else ""
+def _cut(path: Path, *, is_cut: bool) -> str:
+    return f"\n[cut: the file is longer; read {path.name} for the rest]" if is_cut else ""
 
 
-def _first(folder: Path, names: Collection[str], workspace: Path) -> tuple[Path, str] | None:
-    """Gives the first of these files that has a text, and that, or the beginning of a very long one."""
+def _first(folder: Path, names: Collection[str], workspace: Path) -> tuple[Path, str, bool] | None:
+    """Gives the first of these files that has a text, and that; of a very long one its beginning, and that there is more."""
     for name in names:
         try:
-            if text := _text(folder / name, workspace):
-                return folder / name, text
+            text, is_more = _text(folder / name, workspace)
+            if text:
+                return folder / name, text, is_more
         except FileNotFoundError:
             continue
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
@@ -74,17 +80,22 @@ def _first(folder: Path, names: Collection[str], workspace: Path) -> tuple[Path,
     return None
 
 
-def _text(path: Path, workspace: Path) -> str:
-    """Gives the text of a regular file of the workspace. What a link leads to elsewhere is not the workspace's to tell.
+def _text(path: Path, workspace: Path) -> tuple[str, bool]:
+    """Gives the text of a regular file of the workspace, or its beginning, and whether there is more. What a link leads to
+    elsewhere is not the workspace's to tell.
 
     Errors: OSError, ValueError.
     """
     if not path.resolve().is_relative_to(workspace):
         raise ValueError("it leads out of the workspace")
-    data = first_bytes(path, (PART_MAX + 1) * CHARACTER_BYTES)
+    limit = (PART_MAX + 1) * CHARACTER_BYTES
+    data = first_bytes(path, limit + 1)
     if b"\0" in data:
         raise ValueError("it is no text")
-    return data.decode("utf-8", "replace").removeprefix("\ufeff").strip()
+    is_more = len(data) > limit
+    # Of a character that is there in part nothing is shown.
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(data[:limit], final=not is_more)
+    return text.removeprefix("\ufeff").strip(), is_more
 
 
 def nested_instructions(workspace: Path, path: Path, seen: Collection[str]) -> dict[str, str]:

@@ -71,7 +71,7 @@ ROUTES = (
         "Steer a running task: the message enters before its next model call",
         body=MessageRequest,
         replies={200: MessageAccepted},
-        errors=(404, 409, 503),
+        errors=(404, 409, 429, 503),
     ),
     Endpoint(
         "POST",

@@ -86,10 +86,10 @@ class RunRequest(msgspec.Struct, frozen=True, rename="camel"):
     session_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:@-]{1,128}$(?!\n)")] | None = None
     output_schema: Annotated[dict[str, Any], Meta(description="a JSON Schema that the final answer must fit")] | None = None
     max_steps: Annotated[int, Meta(ge=1, le=MAX_STEPS)] | None = None
-    max_cost: Annotated[float, Meta(gt=0, description="USD")] | None = None
+    max_cost: Annotated[float, Meta(gt=0, description="USD; holds where the price of the model is known")] | None = None
     mode: Annotated[Literal["build", "plan"], Meta(description="plan: the agent only reads, and answers with a plan")] = "build"
     interactive: (
-        Annotated[bool, Meta(description="whether the client answers questions; else who follows the task's events counts")] | None
+        Annotated[bool, Meta(description="whether the client answers what is asked; else who follows the task's events counts")] | None
     ) = None
 
 

@@ -17,10 +17,14 @@ from agent_server.sessions.run import Paused, Run
 
 
 class Ask:
-    """One model call with its retries: streams deltas as events, and ends with message.completed."""
+    """One model call with its retries: streams deltas as events, and ends with message.completed.
 
-    def __init__(self, run: Run) -> None:
+    With `too_long`, which says why the conversation cannot be sent as it is, only forms with less of it are sent.
+    """
+
+    def __init__(self, run: Run, too_long: ModelError | None = None) -> None:
         self._run = run
+        self._too_long = too_long
         self._added: Sequence[str] = ()
         self._form: Form | None = None
         self._refusal: ModelError | None = None
@@ -54,6 +58,8 @@ class Ask:
     async def _stream(self, specs: list[ToolSpec]) -> None:
         """Makes the call; in other forms of the conversation where the provider refuses it as it is."""
         self._form, self._refusal = None, None
+        if self._too_long is not None and not self._take_form(self._too_long):
+            raise self._too_long
         while True:
             try:
                 return await self._stream_once(specs)
@@ -66,7 +72,11 @@ class Ask:
         """Whether the call is to be made again, in the next form."""
         if error.fault is not Fault.BAD_REQUEST and not (self._form is not None and error.fault is Fault.CONTEXT_OVERFLOW):
             return False
-        forms = self._run.conversation.forms
+        return self._take_form(error)
+
+    def _take_form(self, error: ModelError) -> bool:
+        """Takes the next form, where there is one."""
+        forms = self._run.conversation.forms(is_too_long=self._too_long is not None)
         left = forms[forms.index(self._form) + 1 :] if self._form is not None else forms
         if not left:
             return False

@@ -18,7 +18,7 @@ from agent_server.agents import SUBAGENTS, Agent
 from agent_server.calling import custom
 from agent_server.calling.calls import interrupted
 from agent_server.calling.custom import CustomTool, McpConfig, Offered
-from agent_server.calling.permissions import parse_rules, read_rules
+from agent_server.calling.rules import read_rules, rules_of
 from agent_server.calling.schema import compile_schema
 from agent_server.commands.execution import Owner
 from agent_server.commands.processes import finish
@@ -64,7 +64,7 @@ class Active(msgspec.Struct):
     run: Run | None = None
     is_cancelled: bool = False
     arrived: list[Event] = msgspec.field(default_factory=list)
-    rules: Any = None
+    rules: Mapping[str, Any] = msgspec.field(default_factory=dict)
     ended: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
 
     def stop(self) -> None:
@@ -104,8 +104,7 @@ class Attempts:
         agent = agent_named(await session_index.agent_of(self._log, task.session_id), self._agent)
         if task.started is None:
             active.rules = await self._rules(task)
-            began = {"permission": active.rules} if active.rules is not None else {}
-            await self._log.append(*await self._first(task, agent), Draft("task.started", began, task.session_id, task_id))
+            await self._log.append(*await self._first(task, agent), Draft("task.started", active.rules, task.session_id, task_id))
             remaining = task.given["timeout_ms"] / 1000
         else:
             active.rules = await self._recorded_rules(task_id)
@@ -120,23 +119,37 @@ class Attempts:
         except TimeoutError:
             if not deadline.expired():
                 raise
-            limit = task.given["timeout_ms"]
-            details = {"reason": "timeout", "limit": limit, "reached": limit}
-            raise TaskTimeout(f"The task did not end within its timeout of {limit} ms.", details=details) from None
+            raise await self._late(task, active.run) from None
         await finish(self._complete(run, answer))
 
-    async def _rules(self, task: Task) -> Any:
+    async def _late(self, task: Task, run: Run | None) -> TaskTimeout:
+        """Gives what is told of a task whose deadline has come: also whose answer it, or a subagent that it waits for, has not got."""
+        limit = task.given["timeout_ms"]
+        asked = list(run.waits.open.values()) if run is not None else []
+        open_ids = {call.id for call in run.conversation.open_calls} if run is not None else set()
+        for child in await tasks.find_children(self._log, task.task_id):
+            if child.given["toolCallId"] in open_ids:
+                asked += (await waits.load(self._log, child.task_id)).open.values()
+        awaited = [event.data[waits.ASKING[event.type]] for event in asked]
+        details = {"reason": "timeout", "limit": limit, "reached": limit, **({"awaited": awaited} if awaited else {})}
+        why = f" It waited for an answer to what it had asked ({', '.join(awaited)})." if awaited else ""
+        return TaskTimeout(f"The task did not end within its timeout of {limit} ms.{why}", details=details)
+
+    async def _rules(self, task: Task) -> Mapping[str, Any]:
         """Gives the rules of a task that begins, for as long as it lasts: what the agent makes of the file meanwhile changes nothing.
 
         A subagent has those of the task that it works for. Errors: InvalidRequest.
         """
         if (parent_id := task.given.get("parentTaskId")) is not None:
             return await self._recorded_rules(parent_id)
-        return await asyncio.to_thread(read_rules, self._around.workspace.root)
+        found = await asyncio.to_thread(read_rules, self._around.workspace.root)
+        for complaint in found.complaints:
+            self._warn(task, complaint, source="permissions")
+        return found.given
 
-    async def _recorded_rules(self, task_id: str) -> Any:
+    async def _recorded_rules(self, task_id: str) -> Mapping[str, Any]:
         (began,) = await self._log.read(task_id=task_id, types=("task.started",))
-        return began.data.get("permission")
+        return began.data
 
     async def settle(self, task_id: str, active: Active, work: "asyncio.Task[None]") -> None:
         """Waits for an attempt and writes down how it failed, if it did. Errors: LogUnavailable."""
@@ -152,10 +165,10 @@ class Attempts:
         task = await tasks.find(self._log, task_id)
         if task.ended is not None:
             return
-        if active.is_cancelled or isinstance(error, TaskTimeout):
-            await self._around.processes.end_left("cancelled", session_id=task.session_id, task_id=task_id)
         if await self._subagents.end(task_id):
             task = await tasks.find(self._log, task_id)  # with what they have cost
+        if active.is_cancelled or isinstance(error, TaskTimeout):
+            await self._end_left(task)
         told, phase = failure(task, error)
         state = await conversation.load(self._log, task.session_id)
         begun = set().union(*await self._unfinished(task))
@@ -166,6 +179,11 @@ class Attempts:
         answer = reached(task, told, state, changes, time.time_ns() // 1_000_000) if is_limit(told) else None
         await self._log.append(*drafts, failed(task, told, phase, changes, answer))
         await self.forget(task)
+
+    async def _end_left(self, task: Task) -> None:
+        """Ends what a task and its subagents have left in the background."""
+        for each in (task, *await tasks.find_children(self._log, task.task_id)):
+            await self._around.processes.end_left("cancelled", session_id=each.session_id, task_id=each.task_id)
 
     async def forget(self, task: Task) -> None:
         """Removes what was kept of a task that has ended."""
@@ -237,11 +255,12 @@ class Attempts:
         async with self._around.mcp.offered(own, fixed, owner, partial(self._warn, task), has_workspace=has_workspace) as toolset:
             yield toolset
 
-    def _warn(self, task: Task, text: str) -> None:
-        self._log.say(Draft("log", {"level": "WARNING", "source": "mcp", "text": text}, task.session_id, task.task_id))
+    def _warn(self, task: Task, text: str, source: str = "mcp") -> None:
+        self._log.say(Draft("log", {"level": "WARNING", "source": source, "text": text}, task.session_id, task.task_id))
 
     async def _prepare(self, task: Task, agent: Agent, toolset: Toolset, active: Active, until: float) -> Run:
         given = task.given
+        mode = given.get("mode", "build")
         schema = given.get("outputSchema")
         output = await compile_schema(schema) if schema is not None else None
         begun, requested = await self._unfinished(task) if task.started is not None else (set(), set())
@@ -266,8 +285,8 @@ class Attempts:
             subagents=self._subagents,
             until=until,
             output=output,
-            rules=parse_rules(active.rules),
-            is_plan=given.get("mode") == "plan",
+            rules=rules_of(active.rules, (mode, given.get("agent", ""))),
+            is_plan=mode == "plan",
             waits=asked,
             begun=begun,
             requested=requested,

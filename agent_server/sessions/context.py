@@ -2,7 +2,8 @@
 
 Before each model call its tokens are estimated. When they are too many, old tool outputs are removed first (`session.pruned`), and
 then a summary takes the place of all but the newest turns (`session.compacted`). Both are in the log before the next request is
-made, so that after any restart the same bytes are sent. A provider that refuses a call as too long leads here too.
+made, so that after any restart the same bytes are sent. A provider that refuses a call as too long leads here too. Where no summary
+can be had, what is old is left out without one (`repair.py`): no session is too long for its next prompt.
 """
 
 from collections.abc import Sequence
@@ -52,7 +53,11 @@ FACTORS = (0.5, 3.0)
 """Between these lies how many tokens a provider counts for one of ours; what is beyond is no matter of tokenizers."""
 
 UNBELIEVED = 0.9
-"""A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls."""
+"""A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls.
+Nor is one of a prompt that was answered, and is larger than all that the model can read."""
+
+OF_SUMMARIES = frozenset({Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW, Fault.EMPTY, Fault.BAD_RESPONSE})
+"""Faults of a request for a summary that need not be those of the task's own request: it is made without a summary."""
 
 PRUNED_TOKENS = text_tokens(PRUNED)
 
@@ -81,6 +86,7 @@ class Room:
         self._rest = 0.0
         self._compacted_at = 0
         self._believes = True
+        self._too_long: ModelError | None = None
         self._forget()
 
     def offer(self, specs: list[ToolSpec]) -> None:
@@ -117,7 +123,8 @@ class Room:
     def _calibrate(self, measured: int) -> None:
         if not measured:
             return
-        if self._compacted_at and measured > self._compacted_at * UNBELIEVED:
+        prompt = self._run.conversation.usage.get("prompt_tokens") or 0
+        if prompt > self._window or (self._compacted_at and measured > self._compacted_at * UNBELIEVED):
             self._believes = False
         self._compacted_at = 0
         if not self._believes:
@@ -133,38 +140,46 @@ class Room:
 
         Errors: as Ask's, and as `make`.
         """
-        call = Ask(self._run)
+        call = Ask(self._run, self._too_long)
         try:
             await call.ask(self._specs)
         except ModelError as error:
-            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun:
+            if error.fault is not Fault.CONTEXT_OVERFLOW or call.is_begun or self._too_long is not None:
                 raise
             await self.make(error)
             return False
+        self._too_long = None
         return True
 
     async def make(self, refused: ModelError | None = None) -> bool:
         """Sees to it that the next request fits, and gives whether anything had to go for that. `refused` is why the last one did not.
 
-        Where nothing can go, and the provider has not refused, it has the last word.
+        Where nothing can go, and the provider has not refused, it has the last word. Where it has, and no summary can be had, the
+        request is made without what is old.
         Errors: ModelError with Fault.CONTEXT_OVERFLOW when there is no way, another one when the model made no summary; Paused.
         """
         if refused is not None:
             self._limit = min(self._limit, self.estimate() - 1)
         elif not self._is_over:
             return False
+        conversation = self._run.conversation
         made = await self._prune()
         while self._is_over:
             chosen = self._choose()
-            if chosen is None and refused is None and not self._run.conversation.compactions:
+            if chosen is None and refused is None and not (conversation.compactions and conversation.steps):
                 break
-            if chosen is None or self._run.conversation.compactions >= MAX_COMPACTIONS:
-                raise self._overflow(refused)
+            if chosen is None or conversation.compactions >= MAX_COMPACTIONS:
+                if conversation.steps:  # what the task itself has said and done is too much
+                    raise self._overflow(refused)
+                self._too_long = self._overflow(refused)
+                break
             try:
                 made = await self._compact(chosen, is_refused=refused is not None) or made
             except ModelError as error:
-                if error.fault is not Fault.BAD_REQUEST or refused is not None:
+                if error.fault not in OF_SUMMARIES:
                     raise
+                if refused is not None:
+                    self._too_long = self._overflow(refused)
                 break  # the request itself can be made in a form that needs no summary
         return made
 

@@ -4,6 +4,7 @@ The same `apply` takes the events read from the log after a restart and those th
 give the same messages, and so the same bytes. Every tool call has exactly one result in what a request is made of.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from agent_server.sessions.entries import (
     with_plan_over,
     without_output,
 )
-from agent_server.sessions.repair import FORMS, Form, Said, forms, reformed
+from agent_server.sessions.repair import FORMS, MAX_REPAIRS, SHORT_FORMS, Form, Said, forms, reformed
 from agent_server.sessions.seen_files import remember
 from agent_server.sessions.standing import standing
 from agent_server.sessions.stuck import Repetition
@@ -37,8 +38,8 @@ class Conversation:
 
     `began` is what session.created says, `instructions` the nested instruction files that were shown, `read_until` how far the
     output of each process in the background was, `files` the stamps of the files that were read or written, by name, `allowed` the
-    permissions and patterns that a client has allowed for good; `steps`, `cost` (USD), `corrections` (answers that did not fit the
-    schema), `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
+    permissions and patterns that a client has allowed for good, `late` how often checkers were not done in time; `steps`, `cost` (USD),
+    `repairs` (forms that a provider wanted) and `repetition` are the present task's, `usage` the last model call's;
     `call_ids` are those of all calls, also of messages that are no longer shown: none may come again.
     `measured` is how many tokens the first `measured_at` entries took there, with all that goes before them (0: not known);
     `changes` counts how often entries have gone or become others; `compactions` those in a row, failed ones too, that the present
@@ -56,8 +57,8 @@ class Conversation:
         self.read_until: dict[str, int] = {}
         self.files: dict[str, str] = {}
         self.allowed: set[tuple[str, str]] = set()
+        self.late: Counter[str] = Counter()
         self.steps = 0
-        self.corrections = 0
         self.repairs = 0
         self.repetition = Repetition()
         self.call_ids: set[str] = set()
@@ -67,6 +68,7 @@ class Conversation:
         self.compactions = self.changes = 0
         self._prompts: dict[str, Entry] = {}  # of tasks that have not begun
         self._added: dict[str, list[Entry]] = {}  # by task: what came while it worked, and is in no request yet
+        self._sent_back: set[str] = set()  # of the present task: what was said of answers that did not fit
         self._open: dict[str, ToolCall] = {}
         self._task_id: str | None = None
         self._is_plan = False
@@ -85,6 +87,11 @@ class Conversation:
     def waiting(self) -> Sequence[Entry]:
         """The messages that come after `entries` in the next request."""
         return self._added.get(self._task_id or "", ())
+
+    @property
+    def corrections(self) -> int:
+        """How many answers of the present task did not fit its schema."""
+        return len(self._sent_back)
 
     @property
     def open_calls(self) -> Sequence[ToolCall]:
@@ -107,10 +114,9 @@ class Conversation:
         ends = [returned(self.entries[self._asked_at()], call_id, {"output": output, "isError": True}) for call_id in self._open]
         return [*self.entries, *ends]
 
-    @property
-    def forms(self) -> Sequence[Form]:
-        """The other forms in which the next request can be made, where its provider refuses it: once for each task."""
-        return forms(self._said(self._shown)) if not self.repairs else ()
+    def forms(self, *, is_too_long: bool = False) -> Sequence[Form]:
+        """The other forms in which the next request can be made, where its provider refuses it, or has no room for it."""
+        return forms(self._said(self._shown), is_too_long=is_too_long) if self.repairs < MAX_REPAIRS else ()
 
     def in_form(self, form: Form) -> Sequence[Message]:
         """What the next request is made of, in another form."""
@@ -123,7 +129,8 @@ class Conversation:
     def _said(self, entries: Sequence[Entry]) -> list[Said]:
         own = [entry.message.role == "user" and entry.task_id == self._task_id and not entry.is_summary for entry in entries]
         # A task whose prompt is in a summary has that to go by.
-        return [(entry.message, is_own or (entry.is_summary and not any(own))) for entry, is_own in zip(entries, own, strict=True)]
+        has_prompt = any(entry.message_id == prompt_id(self._task_id or "") for entry in entries)
+        return [(entry.message, is_own or (entry.is_summary and not has_prompt)) for entry, is_own in zip(entries, own, strict=True)]
 
     def apply(self, event: Event) -> None:
         """Takes the next event in. Skips types that are none of a conversation's."""
@@ -156,7 +163,8 @@ class Conversation:
         self._close_calls()
         task_id = event.task_id or ""
         self._task_id = task_id
-        self.steps, self.corrections, self.repairs, self.compactions, self.cost = 0, 0, 0, 0, 0.0
+        self.steps, self.repairs, self.compactions, self.cost = 0, 0, 0, 0.0
+        self._sent_back = set()
         self.repetition = Repetition()
         blank = Entry(prompt_id(task_id), Message("user", (Text(""),)), event.time, task_id)
         entry = self._prompts.pop(task_id, blank)
@@ -168,7 +176,8 @@ class Conversation:
         waiting = self._added.setdefault(task_id, [])
         if all(entry.message_id != message_id for entry in waiting):
             waiting.append(Entry(message_id, Message("user", parts(event.data["prompt"])), event.time, task_id))
-            self.corrections += event.data.get("reason") == "output"
+            if event.data.get("reason") == "output":
+                self._sent_back.add(message_id)
 
     def _answered(self, event: Event) -> None:
         data = event.data
@@ -214,6 +223,7 @@ class Conversation:
         if "nextOffset" in details:
             self.read_until[details["processId"]] = details["nextOffset"]
         remember(self.files, details.get("files", {}))
+        self.late.update(details.get("late", ()))
 
     def _replied(self, event: Event) -> None:
         if event.data["response"] == "always":
@@ -250,7 +260,7 @@ class Conversation:
 
     def _repaired(self, event: Event) -> None:
         data = event.data
-        if data["form"] not in FORMS:
+        if data["form"] not in (*FORMS, *SHORT_FORMS):
             return
         self._close_calls()
         self._enter(event.task_id or "", data["added"])
@@ -260,21 +270,24 @@ class Conversation:
             self.entries = [msgspec.structs.replace(entry, message=message) for entry, message in pairs]
         else:
             shown = tuple(sorted(self.instructions)) if data["form"] == "transcript" else ()
-            told = {"instructions": shown, **still_true(self.entries)}
-            self.entries = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
+            cut = len(self.entries) - len(messages) + 1
+            told = {"instructions": shown, **still_true(self.entries[:cut])}
+            self.entries[:cut] = [Entry(data["messageId"], messages[0], event.time, event.task_id, is_summary=True, **told)]
         self.repairs += 1
         self._changed()
 
     def _ended(self, event: Event) -> None:
         task_id = event.task_id or ""
-        self._added.pop(task_id, None)
+        waiting = self._added.pop(task_id, [])
         if event.type == "task.failed" and task_id != self._task_id:
             self._prompts.pop(task_id, None)  # it never began, while another one may be at work
             return
         self._close_calls()
-        # A prompt that no model answered is left out: it may be the very reason of the failure.
+        # A prompt that no model answered is left out, with what came after it: it may be the very reason of the failure.
         if event.type == "task.failed" and self.entries and self.entries[-1].message_id == prompt_id(task_id):
             self.entries.pop()
+        else:  # what the user has said while it worked is for the next task's model to know
+            self.entries += [entry for entry in waiting if entry.message_id not in self._sent_back]
 
     def _close_calls(self) -> None:
         if self._open:

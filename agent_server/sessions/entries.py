@@ -13,6 +13,7 @@ from agent_server.events import Event
 from agent_server.messages import Image, Message, Part, Text, ToolCall
 
 NOT_RUN = "Not run: the task ended before this call began."
+SKIPPED = "skipped due to a queued message"
 INTERRUPTED = "Interrupted: the server stopped while this call ran. It may have run, in part or whole; check before you repeat it."
 
 SUMMARY = "What was said and done before this is summarised here; the messages themselves are no longer shown.\n\n{}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from agent_server.calling.calls import run_calls
 from agent_server.errors import Unprocessable
+from agent_server.events import Draft
 from agent_server.messages import ToolSpec
 from agent_server.sessions.answers import accept
 from agent_server.sessions.context import open_room
@@ -28,7 +29,7 @@ async def work(run: Run) -> dict[str, Any]:
         await run_calls(run)
         if conversation.steps > steps:  # not so before the first step, nor when the log has the end of the last one
             steps += 1
-            run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}))
+            run.post(run.draft("step.finished", {"step": steps, "usage": conversation.usage}), *_unpriced(run, steps))
         if conversation.is_answered and (answer := accept(run)) is not None:
             run.is_closed = True  # what comes from here on is refused rather than lost
             return answer
@@ -47,6 +48,14 @@ async def work(run: Run) -> dict[str, Any]:
 
 def _specs(run: Run) -> list[ToolSpec]:
     return [ToolSpec(tool.name, tool.description, tool.parameters) for tool in run.tools.values()]
+
+
+def _unpriced(run: Run, steps: int) -> list[Draft]:
+    """Says, after the first step, where a limit of the cost does not hold."""
+    if run.max_cost is None or steps > 1 or run.conversation.usage.get("cost") is not None:
+        return []
+    text = f"maxCost does not hold: neither the provider nor the table of prices says what {run.options.model} costs."
+    return [run.draft("log", {"level": "WARNING", "source": "task", "text": text})]
 
 
 def _check_limits(run: Run, steps: int, cost: float) -> None:

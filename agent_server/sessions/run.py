@@ -9,7 +9,7 @@ import msgspec
 
 from agent_server.calling.configs import ToolConfigs
 from agent_server.calling.custom import Offered
-from agent_server.calling.permissions import Rules
+from agent_server.calling.rules import Rules
 from agent_server.calling.schema import Schema
 from agent_server.calling.web import WebTools
 from agent_server.commands.processes import Processes
@@ -73,6 +73,10 @@ class Caller(Protocol):
     @property
     def files(self) -> dict[str, str]:
         """The stamps of the files that were read or written, by their names in events: see `ToolContext.stamp_of`."""
+
+    @property
+    def late(self) -> Mapping[str, int]:
+        """How often checkers were not done in time, by checker and project."""
 
     def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
         """Makes an event of this caller."""
@@ -152,6 +156,10 @@ class Run(msgspec.Struct):
     @property
     def files(self) -> dict[str, str]:
         return self.conversation.files
+
+    @property
+    def late(self) -> Mapping[str, int]:
+        return self.conversation.late
 
     def draft(self, kind: str, data: Mapping[str, Any], *, sync: bool = False) -> Draft:
         return Draft(kind, data, self.task.session_id, self.task.task_id, sync)

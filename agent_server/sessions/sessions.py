@@ -39,6 +39,9 @@ MAIN_SESSION = "sess_main"
 MAX_QUEUED = 1_000
 """Tasks that wait in all sessions together; more are refused with TOO_MANY_REQUESTS."""
 
+MAX_MESSAGES = 1_000
+"""Messages that wait for one task's next model call; more are refused with TOO_MANY_REQUESTS."""
+
 LOG_RETRY = 5.0
 """Seconds until a task goes on whose events could not be written."""
 
@@ -192,12 +195,23 @@ class Sessions:
     async def steer(self, task_id: str, prompt: str | list[dict[str, Any]]) -> str:
         """Adds a message to a task that has not ended, and gives the message's id; it is durable when this returns.
 
-        Errors: NotFound; Conflict when the task has ended, or has its final answer; Draining.
+        Errors: NotFound; Conflict when the task has ended, or has its final answer; TooManyRequests; Draining.
         """
         task = await self._unended(task_id)
+        if await self._waiting(task_id) >= MAX_MESSAGES:
+            raise TooManyRequests(f"{MAX_MESSAGES} messages wait for this task; send the message again when its model was told them.")
         message_id = new_id("msg")
         await self._tell(task, Draft("message.added", {"messageId": message_id, "prompt": prompt}, task.session_id, task_id, sync=True))
         return message_id
+
+    async def _waiting(self, task_id: str) -> int:
+        """Gives how many messages wait for a task's next model call; of one that is not at work, how many there are."""
+        active = self._active.get(task_id)
+        if active is not None and active.run is not None:
+            return len(active.run.conversation.added)
+        statement = "SELECT count(*) FROM events WHERE task_id = ? AND type = 'message.added'"
+        count: int = await self._log.query(lambda db: db.execute(statement, (task_id,)).fetchone()[0])
+        return count
 
     async def deliver(self, task_id: str, call_id: str, text: str, *, is_error: bool) -> Task:
         """Takes the result of a call that the client was asked to run, once; it is durable when this returns.

@@ -25,6 +25,9 @@ from agent_server.sessions.tokens import message_tokens, specs_tokens
 FEWEST = 2
 """Messages that are worth a summary: one alone, such as the last summary, is as short as it gets."""
 
+ALONE_TOKENS = 8_000
+"""Tokens of one alone that is worth a summary all the same, such as a transcript (`repair.py`): twice what a summary has at most."""
+
 RESULT_LENGTH = 1_000
 """Characters that are left of each tool result, and then of each text, where the conversation is too long even to be summarised."""
 
@@ -92,7 +95,8 @@ def choose(entries: Sequence[Entry], *, keep: int = 0, prompt_id: str | None = N
             cut -= 1
     cut = _cut(entries, cut, keep)
     keeps = tuple(entry.message_id for entry in entries[:cut] if entry.message_id == prompt_id)
-    return Chosen(entries[:cut], keeps) if cut - len(keeps) >= FEWEST else None
+    chosen = Chosen(entries[:cut], keeps)
+    return chosen if cut - len(keeps) >= FEWEST or (not keep and chosen.tokens > ALONE_TOKENS) else None
 
 
 def _cut(entries: Sequence[Entry], cut: int, keep: int) -> int:

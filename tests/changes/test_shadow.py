@@ -10,6 +10,7 @@ import pytest
 from agent_server.changes.shadow import Shadow
 from agent_server.errors import InvalidRequest, NotFound
 from tests.workspaces import Recorder, fingerprint, git, told, write
+from tools._files import HIDDEN
 
 
 def test_checkpoints_are_kept_by_name(shadow: Shadow, workspace: Path) -> None:
@@ -33,6 +34,13 @@ def test_an_empty_workspace_has_a_state(shadow: Shadow, workspace: Path) -> None
     base = shadow.checkpoint("start")
     write(workspace / "a")
     assert told(shadow.changes_since(base).files) == {b"a": "added"}
+
+
+def test_what_is_half_written_is_left_out(shadow: Shadow, workspace: Path) -> None:
+    base = shadow.checkpoint("start")
+    for name in (f"{HIDDEN}0123", f"sub/{HIDDEN}4567", "sub/a"):
+        write(workspace / name)
+    assert told(shadow.changes_since(base).files) == {b"sub/a": "added"}
 
 
 @pytest.mark.parametrize("name", ["", ".a", "-a", "a/b", "../a", "a..b", "a.lock", "a.", "a b", "a\n", "ä", "a" * 129])

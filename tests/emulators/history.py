@@ -26,6 +26,36 @@ def complaint(body: dict[str, Any]) -> str | None:
     return next((text for message in messages if (text := _content_complaint(message))), None) or _pairing_complaint(messages)
 
 
+def anthropic_complaint(body: dict[str, Any]) -> str | None:
+    """Why Anthropic's own API would answer 400 to this body; None when it would not.
+
+    Source: https://docs.claude.com/en/docs/agents-and-tools/tool-use/implement-tool-use
+    """
+    if json.dumps(body).count('"cache_control"') > MARKS:
+        return f"A maximum of {MARKS} blocks with cache_control may be provided"
+    seen: set[str] = set()
+    waiting: list[str] = []
+    for number, message in enumerate(body["messages"]):
+        blocks = _blocks(message)
+        if message["role"] != ("user", "assistant")[number % 2]:
+            return f"messages.{number}: roles must alternate, from user on"
+        if not blocks or any(block["type"] == "text" and not block["text"].strip() for block in blocks):
+            return f"messages.{number}: text content blocks must be non-empty, and contain non-whitespace text"
+        answered = [block["tool_use_id"] for block in blocks if block["type"] == "tool_result"]
+        if sorted(answered) != sorted(waiting) or any(block["type"] != "tool_result" for block in blocks[: len(answered)]):
+            return f"messages.{number}: each `tool_use` block must have one `tool_result` block at the beginning of the next message"
+        waiting = [block["id"] for block in blocks if block["type"] == "tool_use"]
+        if seen & {*waiting} or len(waiting) > len({*waiting}) or not all(map(NAME.fullmatch, waiting)):
+            return f"messages.{number}: `tool_use` ids must be unique, and match {NAME.pattern}"
+        seen.update(waiting)
+    return "the conversation must end with a user message" if waiting or len(body["messages"]) % 2 == 0 else None
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return content if isinstance(content, list) else [{"type": "text", "text": content}]
+
+
 def refusal(body: dict[str, Any], what: str) -> str | None:
     """Why a provider that does not take `what` would answer 400 to this body; None when it would not."""
     messages = body["messages"][1:]
@@ -39,6 +69,10 @@ def refusal(body: dict[str, Any], what: str) -> str | None:
             return "messages.2: `tool_use` ids were found without `tool_result` blocks immediately after: toolu_1"
         case "roles" if any(role != ("user", "assistant")[number % 2] for number, role in enumerate(roles)):
             return "Conversation roles must alternate user/assistant/user/assistant/..."
+        case "summaries" if "## Next steps" in json.dumps(messages[-1:]):
+            return "prompt is too long: 210000 tokens > 200000 maximum"
+        case _ if what.startswith("longer than ") and len(json.dumps(messages)) > int(what.removeprefix("longer than ")):
+            return "prompt is too long: 210000 tokens > 200000 maximum"
         case "everything":
             return "The model `nonesuch` does not exist"
         case _ if what.startswith("word ") and what.removeprefix("word ") in json.dumps(messages):

@@ -3,7 +3,8 @@
 A real server in a process of its own, which prints `{"port": N}` and then answers
 
     POST /v1/chat/completions   the next turn of the script
-    POST /raw/…                 the same, where it fails or has a `raw` body: for APIs of another form
+    POST /raw/…                 the same, where it fails or has a `raw` body: for APIs of another form. Of these, it checks
+                                what comes at …/messages, as Anthropic does
     PUT  /script                a list of turns, one for each request, or of {"repeat": turn, "times": n}
     GET  /requests              what came, in order; DELETE forgets it
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import msgspec
 
-from tests.emulators.history import complaint, refusal
+from tests.emulators.history import anthropic_complaint, complaint, refusal
 from tests.emulators.http import Connection, Request, serve
 
 REPOSITORY = Path(__file__).parents[2]
@@ -149,6 +150,9 @@ class Model:
             record.answered_ns = time.monotonic_ns()
 
     async def _play(self, request: Request, connection: Connection) -> None:
+        if self._is_strict and request.path.endswith("/v1/messages") and (text := anthropic_complaint(msgspec.json.decode(request.body))):
+            await connection.answer(400, _error({"message": text, "type": "invalid_request_error"}))
+            return
         body = {} if request.path.startswith("/raw/") else msgspec.json.decode(request.body)
         if body and self._is_strict and (text := complaint(body)):
             await connection.answer(400, _error({"message": text, "type": "invalid_request_error"}))

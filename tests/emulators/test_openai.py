@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.emulators.history import complaint
+from tests.emulators.history import anthropic_complaint, complaint
 from tests.emulators.openai import OpenAIEmulator
 
 USER = {"role": "user", "content": "Hi"}
@@ -52,6 +52,36 @@ def post(emulator: OpenAIEmulator, messages: list[dict[str, Any]]) -> tuple[int,
     content = response.read().decode()
     connection.close()
     return response.status, content
+
+
+def uses(*ids: str) -> dict[str, Any]:
+    return {"role": "assistant", "content": [{"type": "tool_use", "id": id_, "name": "bash", "input": {}} for id_ in ids]}
+
+
+def results(*ids: str, first: str = "") -> dict[str, Any]:
+    before = [{"type": "text", "text": first}] if first else []
+    return {"role": "user", "content": [*before, *({"type": "tool_result", "tool_use_id": id_, "content": "done"} for id_ in ids)]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "text"),
+    [
+        ([USER, uses("a", "b"), results("b", "a")], None),
+        ([USER, uses("a")], "must end with a user"),
+        ([USER, uses("a"), results("a"), uses("a"), results("a")], "must be unique"),
+        ([USER, uses("a", "a"), results("a", "a")], "must be unique"),
+        ([USER, uses("a.b"), results("a.b")], "must be unique, and match"),
+        ([USER, uses("a"), USER], "must have one"),
+        ([USER, uses("a"), results("a", "a")], "must have one"),
+        ([USER, uses("a"), results("a", first="Hi")], "at the beginning"),
+        ([USER, USER], "must alternate"),
+        ([{"role": "user", "content": " "}], "non-whitespace"),
+        ([{"role": "user", "content": []}], "non-empty"),
+    ],
+)
+def test_it_refuses_what_anthropic_refuses(messages: list[dict[str, Any]], text: str | None) -> None:
+    said = anthropic_complaint({"messages": messages})
+    assert said is None if text is None else text in (said or "")
 
 
 def test_a_turn_is_spent_only_on_a_valid_request() -> None:

@@ -62,6 +62,11 @@ def test_a_status_has_its_fault(status: int, fault: Fault) -> None:
         "The decoder prompt (length 40000) is longer than the maximum model length of 32768.",
         "`inputs` tokens + `max_new_tokens` must be <= 32769",
         "prompt too long; exceeded max context length by 12 tokens",
+        "prompt token count of 70000 exceeds the limit of 64000",
+        "Prompt exceeds max length",
+        "too many tokens: total number of tokens in the prompt cannot exceed 128000",
+        "finish reason model_context_window_exceeded",
+        "Token limit exceeded: 131072",
     ],
 )
 @pytest.mark.parametrize("status", [400, 422, 500])
@@ -77,10 +82,13 @@ def test_every_provider_says_overflow_in_its_own_words(status: int, message: str
         (400, {"message": "Provider returned error", "metadata": {"raw": "prompt is too long"}}, Fault.CONTEXT_OVERFLOW),
         (429, {"message": "You exceeded your current quota", "code": "insufficient_quota"}, Fault.AUTHENTICATION),
         (429, {"message": "Too many tokens for the context window"}, Fault.RATE_LIMIT),
+        (429, {"message": "Request too large for gpt-4o on tokens per min (TPM): Limit 30000, Requested 45000."}, Fault.CONTEXT_OVERFLOW),
         (403, {"message": "Input was flagged", "metadata": {"reasons": ["violence"]}}, Fault.BAD_REQUEST),
         (403, {"message": "Requires moderation"}, Fault.BAD_REQUEST),
         (400, {"message": "API key not valid. Please pass a valid API key.", "code": 400}, Fault.AUTHENTICATION),
         (400, {"message": None, "code": None}, Fault.BAD_REQUEST),
+        (500, {"message": "Jinja Exception: Conversation roles must alternate user/assistant/...", "code": 500}, Fault.BAD_REQUEST),
+        (500, {"message": "Failed to apply chat template", "type": "server_error"}, Fault.BAD_REQUEST),
     ],
 )
 def test_what_an_error_says_counts_beside_its_status(status: int, error: dict[str, Any], fault: Fault) -> None:

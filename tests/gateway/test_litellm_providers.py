@@ -297,6 +297,14 @@ async def test_cached_tokens_are_told(emulator: OpenAIEmulator, claude: LitellmG
     assert completion.usage.cost == pytest.approx(cost)
 
 
+async def test_tokens_that_are_written_into_the_cache_have_their_own_price(emulator: OpenAIEmulator, claude: LitellmGateway) -> None:
+    usage = {"input_tokens": 10, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30, "output_tokens": 1}
+    emulator.script(anthropic(begin(**usage), PING, *said("Hi"), *end("end_turn", **(usage | {"output_tokens": 4}))))
+    _, completion = await collect(claude, options=CLAUDE)
+    assert completion.usage == Usage(100, 4, 60, 0, completion.usage.cost, 30)
+    assert completion.usage.cost == pytest.approx(10 * 3e-6 + 60 * 3e-7 + 30 * 3.75e-6 + 4 * 15e-6)
+
+
 async def test_an_answer_at_its_limit_says_so(emulator: OpenAIEmulator, claude: LitellmGateway) -> None:
     emulator.script(anthropic(begin(), *said("Hi"), *end("max_tokens")))
     assert (await collect(claude, options=CLAUDE))[1].finish_reason == "length"

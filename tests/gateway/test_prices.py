@@ -38,12 +38,14 @@ def test_an_unknown_model_has_no_price(model: str) -> None:
         (Price(1.0, 10.0, cached=0.5), Usage(5, 3, 2, 1), 34.0),
         (Price(1.0, 10.0, cached=0.0), Usage(5, 3, 2, 1), 33.0),
         (Price(1.0, 10.0, reasoning=20.0), Usage(5, 3, 2, 1), 45.0),
+        (Price(1.0, 10.0, written=1.25), Usage(9, 3, 2, written=4), 40.0),
+        (Price(1.0, 10.0, cached=0.5), Usage(9, 3, 2, written=4), 38.0),
         (Price(0.0, 0.0), Usage(5, 3), 0.0),
         (Price(None, 10.0), Usage(5, 3), None),
         (Price(context=8192), Usage(5, 3), None),
     ],
 )
-def test_cached_and_reasoning_tokens_have_their_own_price(price: Price, usage: Usage, cost: float | None) -> None:
+def test_cached_written_and_reasoning_tokens_have_their_own_price(price: Price, usage: Usage, cost: float | None) -> None:
     assert price.cost(usage) == cost
 
 

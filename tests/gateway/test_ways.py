@@ -223,6 +223,20 @@ async def test_an_unpriced_answer_is_priced_from_the_table(emulator: OpenAIEmula
     assert costs == [pytest.approx(2.5), None, None]
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 600_000, "cache_write_tokens": 200_000}},
+        {"prompt_tokens_details": {"cached_tokens": 600_000, "cache_creation_tokens": 200_000}, "cache_creation_input_tokens": 200_000},
+    ],
+    ids=["openrouter", "litellm"],
+)
+async def test_what_is_written_into_a_cache_has_its_own_price(told: dict[str, Any], emulator: OpenAIEmulator, gateway: Gateway) -> None:
+    emulator.script({"text": "Hello", "usage": {"prompt_tokens": 1_000_000, "completion_tokens": 0, **told}})
+    _, completion = await collect(gateway, options=ModelOptions("openrouter", "anthropic/claude-sonnet-4.5"))
+    assert completion.usage.cost == pytest.approx(0.2 * 3 + 0.6 * 0.3 + 0.2 * 3.75)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("closing", ["cancel", "aclose"])
 async def test_a_call_that_nobody_wants_closes_its_connection(closing: str, way: str, processes: Processes) -> None:

@@ -59,6 +59,9 @@ def _credentials(scenario: str, told: dict[str, Any]) -> OAuth | bool:
     if "private_key_pem" in told:
         key, algorithm = told["private_key_pem"], told["signing_algorithm"]
         return OAuth(told["client_id"], grant_type="client_credentials", private_key=key, algorithm=algorithm)
+    if "idp_id_token" in told:
+        known = ("client_id", "client_secret", "idp_client_id", "idp_token_endpoint")
+        return OAuth(id_token=told["idp_id_token"], **{name: told[name] for name in known})
     if "client_secret" not in told:
         return True
     grant: Any = "client_credentials" if "client-credentials" in scenario else "authorization_code"

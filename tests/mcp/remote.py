@@ -9,15 +9,20 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.mcp.authority import Authority
+
 TOOLS = ("echo", "drop", "look", "expire", "grow", "huge")
 
 
 class Remote:
-    """The server. `calls` counts what reached it; `expire` makes it forget its sessions, as a restart does."""
+    """The server. `calls` counts what reached it; `expire` makes it forget its sessions, as a restart does; `authority` guards it."""
 
     def __init__(self, *, is_sse: bool = False, port: int = 0) -> None:
         self.is_sse = is_sse
         self.refusal: int | None = None
+        self.is_stubborn = False
+        self.left = threading.Event()
+        self.authority: Authority | None = None
         self.calls: Counter[str] = Counter()
         self.sessions: dict[str, queue.Queue[str | None]] = {}
         self.dropped: set[str] = set()
@@ -29,6 +34,10 @@ class Remote:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/mcp"
+
+    @property
+    def origin(self) -> str:
+        return self.url.removesuffix("/mcp")
 
     def open_session(self) -> str:
         session = f"session-{self.calls['initialize']}"
@@ -94,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
+        if self._is_kept_out(b""):
+            return
         if self.remote.refusal is not None or self.path != "/mcp":
             self._reply(self.remote.refusal or 404)
             return
@@ -113,10 +124,21 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def do_DELETE(self) -> None:
-        self._reply(200)
+        self.remote.calls["delete"] += 1
+        if not self.remote.is_stubborn:
+            self._reply(200)
+            return
+        self.connection.settimeout(5)
+        with contextlib.suppress(TimeoutError):
+            if self.rfile.read(1) == b"":  # the client has gone
+                self.remote.left.set()
+        self.close_connection = True
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self._is_kept_out(body):
+            return
+        asked = json.loads(body)
         self.remote.calls[asked.get("method", "response")] += 1
         if self.remote.refusal is not None:
             self._reply(self.remote.refusal)
@@ -124,6 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._post_to_sse(asked)
         else:
             self._post(asked)
+
+    def _is_kept_out(self, body: bytes) -> bool:
+        authority = self.remote.authority
+        said = None if authority is None else authority.answer(self.path, self.headers.get("Authorization", ""), body)
+        if said is not None:
+            self._reply(said[0], said[1], **said[2])
+        return said is not None
 
     def _post(self, asked: dict[str, Any]) -> None:
         session = self.headers.get("mcp-session-id", "")

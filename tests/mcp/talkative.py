@@ -15,7 +15,25 @@ MODE = sys.argv[1] if len(sys.argv) > 1 else ""
 NAMES = sys.argv[2].split(",") if len(sys.argv) > 2 else ["echo"]
 STRING = {"type": "object", "properties": {"text": {"type": "string"}}}
 HINTS = {"again": {"idempotentHint": True}, "look": {"readOnlyHint": True}, "glance": {"readOnlyHint": True}}
-tools = [{"name": name, "description": f"Does {name}.", "inputSchema": STRING, "annotations": HINTS.get(name, {})} for name in NAMES]
+BARE = {"type": "object"}
+EVIL = {"type": "object", "properties": {"a": {"type": "string", "pattern": "^(x+x+)+y$"}}}
+ODD = [
+    5,
+    {"inputSchema": BARE},
+    {"name": "array", "inputSchema": {"type": "array"}},
+    {"name": "bare", "inputSchema": BARE},
+    {"name": "draft", "inputSchema": {**BARE, "properties": {"a": {"type": "number", "minimum": 0, "exclusiveMinimum": True}}}},
+    {"name": "fields", "description": 7, "annotations": {"readOnlyHint": "maybe"}, "outputSchema": {"type": "array"}},
+    {"name": "ours", "inputSchema": {**BARE, "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}}},
+    {"name": "pattern", "inputSchema": BARE, "outputSchema": EVIL},
+    {"name": "theirs", "inputSchema": {**BARE, "properties": {"a": {"$ref": "http://127.0.0.1:1/schema"}}}},
+    {"name": "untyped", "inputSchema": {"properties": {"a": {"type": "string"}}}},
+]
+"""Tools as servers should not list them: with what is no schema, or none for arguments, with a reference to elsewhere, or no tools."""
+
+tools: list[Any] = [
+    {"name": name, "description": f"Does {name}.", "inputSchema": STRING, "annotations": HINTS.get(name, {})} for name in NAMES
+]
 
 
 def note(*words: object) -> None:
@@ -31,7 +49,7 @@ def text(said: str) -> dict[str, Any]:
     return {"content": [{"type": "text", "text": said}]}
 
 
-def call(name: str, given: dict[str, Any]) -> dict[str, Any]:
+def call(name: str, given: dict[str, Any]) -> dict[str, Any] | None:
     """What a tool of this name does."""
     note("call", name)
     said = given.get("text", "")
@@ -57,6 +75,14 @@ def call(name: str, given: dict[str, Any]) -> dict[str, Any]:
         return text(" ".join(sorted(os.environ)))
     if name == "picture":
         return {"content": [{"type": "image", "mimeType": "image/png", "data": "AAAA"}, {"type": "text", "text": "seen"}]}
+    if name == "cut":
+        return text("half a \ud83d")
+    if name == "null":
+        return None
+    if name == "over":
+        return text("x" * (33 << 20))
+    if name == "pattern":
+        return {"content": [], "structuredContent": {"a": "x" * 60}}
     if name == "structure":
         return {"content": [], "structuredContent": {"a": 1}}
     return text(f"{MODE}:{said}")
@@ -67,7 +93,7 @@ def begin() -> None:
     if MODE == "exits":
         print("the reason is on stderr", file=sys.stderr)
         sys.exit(3)
-    if MODE == "hangs":
+    if MODE == "hangs" or (MODE == "late" and not os.path.exists("ready")):
         time.sleep(600)
     if MODE == "floods-stderr":
         subprocess.Popen(["yes", "x" * 1000], stdout=sys.stderr)
@@ -95,15 +121,15 @@ def main() -> None:
         if "id" not in asked:
             continue
         if method == "initialize":
-            answer: dict[str, Any] = {
+            answer: dict[str, Any] | None = {
                 "protocolVersion": "2025-06-18",
                 "capabilities": {"tools": {}},
                 "serverInfo": {"name": "t", "version": "1"},
             }
-        elif method == "tools/list":
+        elif method == "tools/list" and MODE != "no-tools":
             if MODE == "hangs-listing":
                 time.sleep(600)
-            answer = {"tools": tools}
+            answer = {"tools": ODD if MODE == "odd-list" else tools}
         elif method == "tools/call":
             answer = call(given["name"], given.get("arguments") or {})
         else:

@@ -95,3 +95,12 @@ def test_a_refusal_is_one_warning_that_says_so(agent: ServerProcess, model: Open
     (warning,) = warnings(agent, run(agent, model))
     assert "far" in warning
     assert str(status) in warning
+
+
+def test_a_server_that_does_not_let_a_session_end_is_left(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    remote = Remote()
+    remote.is_stubborn = True
+    run(agent, model, [call("echo")], tools=[{"mcp": {"type": "http", "url": remote.url}}])
+    assert results(model) == ["echo done"]
+    assert remote.left.wait(5)
+    remote.close()

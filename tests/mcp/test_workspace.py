@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,17 @@ def run(agent: ServerProcess, model: OpenAIEmulator, *steps: list[dict[str, Any]
     if is_stable:
         assert_requests(model.requests()[-len(steps) - 1 :])
     return task_id
+
+
+def test_rules_know_a_tool_by_its_server_whatever_it_is_offered_as(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, ant=server("ant", "echo,delete"), zoo=server("zoo", "echo,shout"))
+    rules = {"*": "deny", "ant_*": "allow", "delete": "deny", "zoo_echo": "allow"}
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": rules}))
+    run(agent, model, [call("ant_echo", "1"), call("delete", "2"), call("zoo_echo", "3"), call("shout", "4")])
+    assert ["forbids" in result for result in results(model)] == [False, True, False, True]
+    (agent.workspace / "opencode.json").write_text(json.dumps({"permission": {"echo": "deny", "zoo_*": "deny", "shout": "allow"}}))
+    run(agent, model, [call("ant_echo", "1"), call("delete", "2"), call("zoo_echo", "3"), call("shout", "4")])
+    assert ["forbids" in result for result in results(model)] == [True, False, True, False]
 
 
 def test_servers_of_both_files_are_shared_by_tasks(agent: ServerProcess, model: OpenAIEmulator) -> None:
@@ -166,8 +177,8 @@ def test_a_pipe_in_place_of_the_file_is_not_waited_for(agent: ServerProcess, mod
         ("exits", "the reason is on stderr"),
         ("hangs", "within 1.5 s"),
         ("hangs-listing", "within 1.5 s"),
-        ("endless", "Connection closed"),
-        ("one-line", "Connection closed"),
+        ("endless", "bytes of its output are no messages"),
+        ("one-line", "a message of it has over 33554432 bytes"),
         ("daemon", ""),
     ],
 )
@@ -252,6 +263,64 @@ def test_results_are_text_within_the_limits_of_any_tool(agent: ServerProcess, mo
     assert structure == '{"a":1}'
 
 
+def test_a_bad_tool_costs_no_other_and_what_a_provider_would_refuse_is_not_sent(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, odd=server("odd-list"))
+    task_id = run(agent, model, [call("fields", "x")])
+    assert results(model) == ["odd-list:x"]
+    assert warnings(agent, task_id) == []
+    functions = [tool["function"] for tool in model.requests()[-1].json["tools"]]
+    nothing = {"type": "object", "properties": {}}
+    assert {one["name"]: one["parameters"] for one in functions[-8:]} == {
+        "array": nothing,
+        "bare": nothing,
+        "draft": nothing,
+        "fields": nothing,
+        "ours": {**nothing, "properties": {"a": {"$ref": "#/$defs/A"}}, "$defs": {"A": {"type": "string"}}},
+        "pattern": nothing,
+        "theirs": nothing,
+        "untyped": {**nothing, "properties": {"a": {"type": "string"}}},
+    }
+
+
+def test_a_pattern_for_results_does_not_stop_the_server(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, odd=server("odd-list"))
+    run(agent, model, [call("pattern")])
+    assert results(model) == [f'{{"a":"{"x" * 60}"}}']
+
+
+def test_an_answer_that_is_no_result_is_told_at_once(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "cut,null,echo"))
+    run(agent, model, [call("cut"), call("null"), call("echo", "on")])
+    cut, null, echo = results(model)
+    assert cut == "half a \ufffd"
+    assert null.startswith("Error: null has run, but what it gave is no result of a tool")
+    assert echo == "one:on"
+    assert count(agent, "begin") == 1
+
+
+def test_a_result_that_is_too_large_says_so(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "over,echo"))
+    run(agent, model, [call("over")], [call("echo", "on")])
+    over, echo = results(model)
+    assert "a message of it has over 33554432 bytes" in over
+    assert "may have run" in over
+    assert echo == "one:on"
+
+
+def test_a_server_without_tools_is_up(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("no-tools"))
+    assert warnings(agent, run(agent, model)) == []
+    (state,) = agent.get("/status").json()["mcpServers"]
+    assert (state["isUp"], state["tools"]) == (True, 0)
+
+
+def test_more_tools_than_a_model_takes_are_one_warning(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", ",".join(f"tool-{number}" for number in range(1000))))
+    (warning,) = warnings(agent, run(agent, model))
+    assert "have more tools than a model takes" in warning
+    assert len(offered(model)) == 128
+
+
 def test_a_changed_configuration_is_another_server(agent: ServerProcess, model: OpenAIEmulator) -> None:
     configure(agent, one=server("before"))
     run(agent, model, [call("echo")])
@@ -313,33 +382,71 @@ def test_servers_come_up_side_by_side(agent: ServerProcess, model: OpenAIEmulato
     assert kinds == ["process.started"] * 3 + ["process.exited"] * 3
 
 
-async def test_an_idle_server_is_let_go_and_started_again(tmp_path: Path) -> None:
+def test_tasks_side_by_side_wait_once_for_a_server_that_does_not_answer(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, lame=server("hangs", timeout=1500))
+    model.script({"text": "One."}, {"text": "Two."}, {"text": "Three."})
+    task_ids = [agent.submit("go", sessionId=f"session-{next(NUMBERS)}") for _ in range(3)]
+    assert {agent.finish(task_id)["response"] for task_id in task_ids} == {"One.", "Two.", "Three."}
+    assert [len(warnings(agent, task_id)) for task_id in task_ids] == [1, 1, 1]
+    assert count(agent, "begin") == 1
+
+
+@contextlib.asynccontextmanager
+async def own_servers(tmp_path: Path, entry: Mapping[str, Any], **times: float) -> AsyncIterator[tuple[McpServers, Path]]:
+    """The servers of a workspace that has one, without a server around them; and the workspace."""
     secrets = Secrets()
     log = EventLog(tmp_path / "events.db", secrets)
     log.open()
     workspace = Workspace(tmp_path / "workspace")
-    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"one": server("one")}}))
-    servers = McpServers(Processes(log, secrets, os.environ, tmp_path, "idle"), workspace, secrets, idle=0.05)
+    (workspace.root / ".mcp.json").write_text(json.dumps({"mcpServers": {"one": entry}}))
+    servers = McpServers(Processes(log, secrets, os.environ, tmp_path, "own"), workspace, secrets, **times)
     running = asyncio.create_task(servers.run())
-
-    async def use() -> None:
-        async with servers.offered([], {}, Owner(), lambda text: None, has_workspace=True) as toolset:
-            await asyncio.sleep(0.2)  # longer than it may be idle
-            assert [*toolset.tools] == ["echo"]
-            assert servers.shared["one"].is_up
-
-    await use()
-    while servers.shared["one"].is_up:  # noqa: ASYNC110  # nothing tells it
-        await asyncio.sleep(0.01)
-    await use()
+    yield servers, workspace.root
     running.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await log.close()
-    noted = [line.split() for line in (workspace.root / "notes").read_text().splitlines()]
-    began = [int(words[-1]) for words in noted if words[1] == "begin"]
-    assert len(began) == 2
-    assert not any(map(is_alive, began))
+    assert not any(map(is_alive, began(workspace.root)))
+
+
+def began(workspace: Path) -> list[int]:
+    noted = [line.split() for line in (workspace / "notes").read_text().splitlines()]
+    return [int(words[-1]) for words in noted if words[1] == "begin"]
+
+
+async def test_an_idle_server_is_let_go_and_started_again(tmp_path: Path) -> None:
+    async with own_servers(tmp_path, server("one"), idle=0.05) as (servers, workspace):
+
+        async def use() -> None:
+            async with servers.offered([], {}, Owner(), lambda text: None, has_workspace=True) as toolset:
+                await asyncio.sleep(0.2)  # longer than it may be idle
+                assert [*toolset.tools] == ["echo"]
+                assert servers.shared["one"].is_up
+
+        await use()
+        while servers.shared["one"].is_up:  # noqa: ASYNC110  # nothing tells it
+            await asyncio.sleep(0.01)
+        await use()
+    assert len(began(workspace)) == 2
+
+
+async def test_a_server_that_did_not_answer_is_tried_again_while_nobody_waits(tmp_path: Path) -> None:
+    async with own_servers(tmp_path, server("late", timeout=3000), retry=0.0) as (servers, workspace):
+
+        async def use() -> tuple[list[str], int]:
+            warned: list[str] = []
+            async with servers.offered([], {}, Owner(), warned.append, has_workspace=True) as toolset:
+                return [*toolset.tools], len(warned)
+
+        assert await use() == ([], 1)
+        assert await use() == ([], 1)
+        while len(began(workspace)) < 2:  # noqa: ASYNC110  # it does not answer this time either
+            await asyncio.sleep(0.01)
+        assert await use() == ([], 1)
+        (workspace / "ready").touch()
+        while await use() != (["echo"], 0):  # noqa: ASYNC110  # nothing tells it
+            await asyncio.sleep(0.01)
+        assert len(began(workspace)) == 3
 
 
 def test_a_secret_for_an_authorization_server_is_never_shown(agent: ServerProcess, model: OpenAIEmulator) -> None:

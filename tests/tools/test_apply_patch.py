@@ -294,6 +294,17 @@ async def test_changes_of_one_file_follow_each_other(context: ToolContext, works
     }
 
 
+@pytest.mark.parametrize("gone", [["*** Delete File: f"], ["*** Update File: f", "*** Move to: g"]])
+@pytest.mark.parametrize("then", [["*** Delete File: f"], ["*** Update File: f", "@@", "-a", "+b"]])
+async def test_a_file_that_the_patch_itself_took_away_is_told_so(
+    context: ToolContext, workspace: Path, gone: list[str], then: list[str]
+) -> None:
+    (workspace / "f").write_text("a\n")
+    with pytest.raises(ToolError, match=r"f is removed or moved earlier in the patch; nothing was changed"):
+        await patch(context, *gone, *then)
+    assert contents(workspace) == {"f": b"a\n"}
+
+
 async def test_two_files_can_take_each_others_place(context: ToolContext, workspace: Path) -> None:
     for name in "ab":
         (workspace / name).write_text(f"{name}\n")
@@ -308,15 +319,51 @@ async def test_symlinks_are_written_through_but_removed_and_moved_themselves(con
     for name in ("changed", "gone", "moved"):
         (workspace / name).symlink_to("f")
     (workspace / "dangling").symlink_to("nothing")
-    await patch(
+    result = await patch(
         context,
         *("*** Update File: changed", "@@", "-a", "+b", "*** Delete File: gone", "*** Delete File: dangling"),
         *("*** Update File: moved", "*** Move to: copy", "@@", "-b", "+c"),
     )
+    assert result.content == "Applied the patch:\nM f\nD gone\nD dangling\nM copy (was moved)"
     assert (workspace / "changed").is_symlink()
     assert (workspace / "f").read_text() == "b\n"
     assert (workspace / "copy").read_text() == "c\n"
     assert sorted(tree(workspace)) == ["changed", "copy", "f"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "after"),
+    [
+        pytest.param(["*** Delete File: link", "*** Add File: link", "+new"], {"link": b"new\n", "f": b"f\n", "o": b"o\n"}, id="added"),
+        pytest.param(
+            ["*** Update File: link", "*** Move to: g", "*** Add File: link", "+new"],
+            {"link": b"new\n", "g": b"f\n", "f": b"f\n", "o": b"o\n"},
+            id="added after a move",
+        ),
+        pytest.param(
+            ["*** Delete File: link", "*** Update File: o", "*** Move to: link", "@@", "-o", "+new"],
+            {"link": b"new\n", "f": b"f\n"},
+            id="moved there",
+        ),
+        pytest.param(["*** Delete File: link", "*** Delete File: link"], None, id="removed again"),
+        pytest.param(["*** Delete File: link", "*** Update File: link", "@@", "-f", "+x"], None, id="updated"),
+    ],
+)
+async def test_a_symlink_that_is_removed_no_longer_leads_to_its_target(
+    context: ToolContext, workspace: Path, lines: list[str], after: Mapping[str, bytes] | None
+) -> None:
+    for name in "fo":
+        (workspace / name).write_text(f"{name}\n")
+    (workspace / "link").symlink_to("f")
+    before = tree(workspace)
+    if after is None:
+        with pytest.raises(ToolError, match="link is removed or moved earlier in the patch"):
+            await patch(context, *lines)
+        assert tree(workspace) == before
+    else:
+        await patch(context, *lines)
+        assert contents(workspace) == after
+        assert not (workspace / "link").is_symlink()
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,24 @@ async def test_a_search_in_a_large_file_does_not_take_long(context: ToolContext,
     assert time.process_time() - start < 10
 
 
+async def test_a_text_that_is_very_often_in_the_file_is_an_error_with_lines(context: ToolContext, workspace: Path) -> None:
+    (workspace / "a").write_text("x\n" * 200_000)
+    with pytest.raises(ToolError, match=r"at least 100000 times in a, at lines 1, 2, 3, .*, 100, \.\.\.; nothing was changed"):
+        await edit(context, "a", "x", "y")
+    with pytest.raises(ToolError, match=r"too often; nothing was changed"):
+        await edit(context, "a", "x", "y", replaceAll=True)
+    assert (workspace / "a").read_text() == "x\n" * 200_000
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+async def test_a_long_text_that_overlaps_with_itself_is_sought_in_time(context: ToolContext, workspace: Path, ending: str) -> None:
+    (workspace / "a").write_bytes(("a" + ending).encode() * 500_000)
+    start = time.process_time()
+    with pytest.raises(ToolError, match=r"at least \d+ times"):
+        await edit(context, "a", "a\n" * 50_000, "b")
+    assert time.process_time() - start < 10
+
+
 @pytest.mark.parametrize("old", ["a \n" * 3_000 + "b", "a \n" * 3_000 + "a", "b \n" + "a \n" * 3_000, "\ta\n" * 3_000])
 async def test_lines_that_repeat_are_sought_in_time(context: ToolContext, workspace: Path, old: str) -> None:
     (workspace / "a").write_text("a\n" * 200_000)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools import MAX_BYTES, ToolContext, ToolError, ToolResult
+from tools._files import HIDDEN
 from tools.grep import TOOL
 
 
@@ -44,6 +45,14 @@ async def test_ignored_files_are_left_out_and_hidden_ones_are_not(context: ToolC
     assert (await grep(context, "hit")).content == ".hidden:\n  1: hit"
     assert (await grep(context, "hit", include="*.log")).content == "No match for hit."
     assert (await grep(context, "hit", path="node_modules")).content == "node_modules/x/a.js:\n  1: hit"
+
+
+async def test_what_is_half_written_is_left_out(context: ToolContext, workspace: Path) -> None:
+    (workspace / "sub").mkdir()
+    for name in (f"{HIDDEN}0123", f"sub/{HIDDEN}4567", "a.txt"):
+        (workspace / name).write_text("hit\n")
+    assert (await grep(context, "hit")).content == "a.txt:\n  1: hit"
+    assert (await grep(context, "hit", path="sub")).content == "No match for hit."
 
 
 async def test_spilled_output_can_be_searched(context: ToolContext) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tools import MAX_BYTES, Picture, ToolContext, ToolError, ToolResult
-from tools._files import MAX_WHOLE
+from tools._files import HIDDEN, MAX_WHOLE
 from tools.read import MAX_IMAGE, TOOL
 
 
@@ -107,7 +107,13 @@ async def test_an_empty_file_is_called_empty(context: ToolContext, workspace: Pa
     assert (await read(context, "a.txt")).content == "(a.txt is empty.)"
 
 
-@pytest.mark.parametrize("data", [b"\x7fELF\0\0", b"a" * 8_000 + b"\0", bytes(range(1, 32)), b"%PDF-1.7\n%text", b"\0" + b"a" * 9_000_000])
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"\x7fELF\0\0", b"a" * 8_000 + b"\0", bytes(range(1, 32)), b"%PDF-1.7\n%text", b"\0" + b"a" * 9_000_000),
+        *("text\n".encode("utf-32"), b"\xff\xfe\0\0\1\2" * 50),
+    ],
+)
 async def test_binary_files_are_refused(context: ToolContext, workspace: Path, data: bytes) -> None:
     (workspace / "a.bin").write_bytes(data)
     with pytest.raises(ToolError, match="not a text file"):
@@ -135,6 +141,18 @@ async def test_a_folder_lists_its_entries(context: ToolContext, workspace: Path)
     assert (await read(context, "src")).content == ".hidden\na.py\ninner/\n\n(End of folder: 3 entries.)"
     assert (await read(context, "src", limit=1)).content == ".hidden\n\n(Entries 1 to 1. There is more: go on with offset=2.)"
     assert (await read(context, "src/inner")).content == "(src/inner is an empty folder.)"
+
+
+async def test_a_folder_with_links_that_lead_nowhere_is_listed(context: ToolContext, workspace: Path) -> None:
+    (workspace / "inner").mkdir()
+    for name, target in (("loop", "loop"), ("gone", "nothing"), ("link", "inner")):
+        (workspace / name).symlink_to(target)
+    assert (await read(context, ".")).content == "gone\ninner/\nlink/\nloop\n\n(End of folder: 4 entries.)"
+
+
+async def test_what_is_half_written_is_not_listed(context: ToolContext, workspace: Path) -> None:
+    (workspace / f"{HIDDEN}0123").touch()
+    assert (await read(context, ".")).content == "(. is an empty folder.)"
 
 
 async def test_a_named_pipe_is_refused(context: ToolContext, workspace: Path) -> None:

@@ -128,6 +128,7 @@ def test_what_is_no_file_or_has_no_end_holds_nothing_up(workspace: Path, caplog:
     (workspace / ".claude/skills/loop/SKILL.md").symlink_to("SKILL.md")
     (workspace / ".claude/skills/dangling/SKILL.md").symlink_to("nowhere")
     (workspace / ".claude/skills/around").symlink_to("..")
+    (workspace / ".claude/skills/itself").symlink_to("itself")
     write(workspace, ".claude/skills/good", "good")
     assert list(find(workspace)) == ["good"]
     assert "pipe/SKILL.md is left out: it is no regular file" in caplog.text

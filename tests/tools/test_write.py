@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.tools.conftest import LocalContext
 from tools import MASK, ToolContext, ToolError, ToolResult
 from tools._files import MAX_WHOLE
 from tools.read import TOOL as READ
@@ -86,6 +87,14 @@ async def test_a_failed_write_is_told_and_leaves_nothing_behind(context: ToolCon
     with pytest.raises(ToolError, match="File name too long"):
         await write(context, "x" * 300, "text")
     assert [entry.name for entry in workspace.iterdir()] == ["file"]
+
+
+async def test_a_write_that_a_full_disk_refuses_leaves_nothing_behind(small_disk: Path, context: ToolContext) -> None:
+    there = LocalContext(small_disk, context.spill_folder, {})
+    (small_disk / "kept").mkdir()
+    with pytest.raises(ToolError, match=r"Cannot write kept/a/b/c: .*No space left"):
+        await write(there, "kept/a/b/c", "x" * 5_000_000)
+    assert [str(path.relative_to(small_disk)) for path in small_disk.rglob("*")] == ["kept"]
 
 
 async def test_bytes_that_were_not_text_do_not_break_the_log(context: ToolContext, workspace: Path) -> None:
