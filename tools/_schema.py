@@ -7,9 +7,13 @@ from typing import Any
 
 import msgspec
 
+UPPER_BOUNDS = {"string": "maxLength", "array": "maxItems"}
+"""Left out, as llama.cpp makes a grammar of the schemas, in which a bound is that many rules: it refuses every request whose tools have
+one of 2,000 characters (MAX_REPETITION_THRESHOLD in its src/llama-grammar.cpp). What comes is held to them all the same."""
+
 
 def schema_of(arguments: type[msgspec.Struct]) -> dict[str, Any]:
-    """Gives the schema of a struct: an object without references and titles, which not every provider follows."""
+    """Gives the schema of a struct: an object without references, titles and upper bounds, which not every provider follows."""
     _, components = msgspec.json.schema_components([arguments])
     schema: dict[str, Any] = _inlined(components[arguments.__name__], components)
     return schema
@@ -30,4 +34,5 @@ def _inlined(schema: Any, components: dict[str, Any]) -> Any:
     if "$ref" in schema:
         return _inlined(components[schema["$ref"].rpartition("/")[2]], components)
     is_struct = schema.get("type") == "object" and "properties" in schema
-    return {name: _inlined(each, components) for name, each in schema.items() if not (is_struct and name == "title")}
+    left_out = "title" if is_struct else UPPER_BOUNDS.get(str(schema.get("type")))
+    return {name: _inlined(each, components) for name, each in schema.items() if name != left_out}

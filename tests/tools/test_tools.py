@@ -1,9 +1,12 @@
 import inspect
+import json
+from typing import Annotated
 
 import msgspec
 import pytest
 
 from tools import Tool, ToolError, load
+from tools._schema import schema_of
 
 TOOLS = load()
 
@@ -25,6 +28,23 @@ def test_every_argument_is_described(tool: Tool) -> None:
     assert all(argument["description"] for argument in tool.parameters["properties"].values())
     assert "$ref" not in msgspec.json.encode(tool.parameters).decode()
     assert inspect.iscoroutinefunction(tool.run)
+
+
+def test_upper_bounds_hold_and_are_not_sent() -> None:
+    """llama.cpp refuses every request that has a tool with a text of up to 2,000 characters."""
+    sent = json.dumps([tool.parameters for tool in TOOLS.values()])
+    assert "maxLength" not in sent
+    assert "maxItems" not in sent
+    with pytest.raises(ToolError, match="length <= 2000"):
+        TOOLS["question"].parse(json.dumps({"questions": [{"question": "x" * 2001}]}))
+
+
+def test_an_argument_may_be_named_like_a_bound() -> None:
+    class Arguments(msgspec.Struct):
+        maxItems: Annotated[list[int], msgspec.Meta(max_length=3)]  # as it would be on the wire
+        type: str
+
+    assert set(schema_of(Arguments)["properties"]) == {"maxItems", "type"}
 
 
 @pytest.mark.parametrize(
