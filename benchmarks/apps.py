@@ -99,7 +99,8 @@ def _wait(process: "subprocess.Popen[bytes]", port: int) -> None:
                 return
         except OSError:
             time.sleep(POLL)
-    raise SystemExit(f"benchmarks: {' '.join(map(str, process.args))} did not answer within {START_SECONDS} s.")  # type: ignore[arg-type]  # a list, as given
+    state = f"ended with {process.returncode}" if process.returncode is not None else f"did not answer within {START_SECONDS} s"
+    raise SystemExit(f"benchmarks: {' '.join(map(str, process.args))} {state}.")  # type: ignore[arg-type]  # a list, as given
 
 
 def _free_port() -> int:

@@ -3,14 +3,21 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 
-from benchmarks.tasks import Outcome, coding_tasks, run, table
+from agent_server.gateway.litellm_targets import BACKENDS
+from benchmarks.tasks import CodingTask, Outcome, coding_tasks, run, table
 
-PASSED_ON = ("_API_KEY", "_BASE_URL", "_REGION", "_API_BASE", "_API_VERSION")
-"""Endings of the variables that a provider may need; those that begin with AGENT_ are passed on, too."""
+NAMES = frozenset(name for backend in BACKENDS.values() for names in backend.needs for name in names)
+BEGINNINGS = ("AGENT_", *(beginning for backend in BACKENDS.values() for beginning in backend.reads))
+ENDINGS = ("_API_KEY", "_BASE_URL", "_API_BASE")
+"""The variables that a provider may need, which are passed on to the server."""
+
+OURS = frozenset({"AGENT_SERVER_TOKEN", "AGENT_SERVER_AUTH"})
+"""Those that are not: the server of a task has a token of its own."""
 
 
 def main() -> int:
@@ -26,16 +33,25 @@ def main() -> int:
     if unknown := set(arguments.names) - set(tasks):
         parser.error(f"there is no task {', '.join(sorted(unknown))}; there are {', '.join(tasks)}")
     model = {name: value for name in ("provider", "model") if (value := getattr(arguments, name))}
-    environ = {name: value for name, value in os.environ.items() if name.endswith(PASSED_ON) or name.startswith("AGENT_")}
     print("On " + " ".join(model.values()) if model else "As recorded: no model is asked. Tools, files and checks are real.", flush=True)
     outcomes: list[Outcome] = []
-    for name in arguments.names or tasks:
-        outcomes.append(run(tasks[name], model, environ))
-        print(".", end="", flush=True)
-    print("", *table(outcomes), sep="\n")
+    for line in table(_each([tasks[name] for name in arguments.names or tasks], model, passed_on(os.environ), outcomes)):
+        print(line, flush=True)
     if arguments.json is not None:
         arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(outcomes)) + b"\n")
     return 0 if all(one.is_solved for one in outcomes) else 1
+
+
+def passed_on(environ: Mapping[str, str]) -> dict[str, str]:
+    """Gives the variables that a task's server gets."""
+    kept = environ.keys() - OURS
+    return {name: environ[name] for name in kept if name in NAMES or name.startswith(BEGINNINGS) or name.endswith(ENDINGS)}
+
+
+def _each(tasks: Sequence[CodingTask], model: Mapping[str, str], environ: Mapping[str, str], into: list[Outcome]) -> Iterator[Outcome]:
+    for task in tasks:
+        into.append(run(task, model, environ))
+        yield into[-1]
 
 
 if __name__ == "__main__":

@@ -18,4 +18,19 @@ with tempfile.TemporaryDirectory() as folder:
         assert db.execute("SELECT count(*) FROM cities").fetchone() == (2,)
         assert db.execute("SELECT customer_id, total FROM orders ORDER BY id").fetchall() == [(1, 100), (5, 250), (1, 50)]
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        try:
+            db.execute("INSERT INTO cities (name) VALUES ('London')")
+        except sqlite3.IntegrityError:
+            pass
+        else:
+            raise AssertionError("a city can be there twice")
         db.close()
+
+    path = Path(folder, "refuses.db")
+    db = sqlite3.connect(path)
+    db.executescript(Path("schema.sql").read_text())
+    db.executescript("CREATE TRIGGER no BEFORE UPDATE ON customers BEGIN SELECT RAISE(ABORT, 'no'); END;")
+    before = list(db.iterdump())
+    db.close()
+    if subprocess.run([sys.executable, "migrate.py", str(path)], capture_output=True).returncode != 0:
+        assert list(sqlite3.connect(path).iterdump()) == before, "a migration that failed left something"

@@ -1,0 +1,2 @@
+from app.orders import Order, describe
+from app.customers import Customer
