@@ -1,9 +1,7 @@
 """The coding tasks of benchmarks/tasks, run through their recorded conversations: only the model's part is not real."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -130,31 +128,3 @@ def test_the_command_prints_the_table() -> None:
     ended = subprocess.run(argv, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=True)
     assert "As recorded" in ended.stdout
     assert ended.stdout.splitlines()[-1].split()[:2] == ["all", "1/1"]
-
-
-def test_the_documented_lines_for_a_harness_run_a_task(tmp_path: Path) -> None:
-    """The block of docs/harnesses.md, as it stands there."""
-    root = Path(__file__).parents[1]
-    script = (root / "docs" / "harnesses.md").read_text().partition("```sh\n")[2].partition("```")[0]
-    task = CodingTask("page-count")
-    prepare(task, tmp_path / "workspace")
-    environ = {
-        **{name: value for name, value in os.environ.items() if name in ("LANG", "HOME")},
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "INSTRUCTION": task.prompt,
-        "AGENT_PROVIDER": "replay",
-        "AGENT_MODEL": str(task.recording),
-        "PORT": str(_free_port()),
-        "TMPDIR": str(tmp_path),
-    }
-    ended = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path / "workspace", env=environ, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert check(task, tmp_path / "workspace") == ""
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
