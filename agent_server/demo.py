@@ -74,16 +74,21 @@ def main() -> int:
 
 
 def chosen(environ: Mapping[str, str]) -> dict[str, str]:
-    """Gives the AGENT_PROVIDER and AGENT_MODEL of the demo: those that are named, else the first whose key is there, else a recording."""
+    """Gives the AGENT_PROVIDER and AGENT_MODEL of the demo: those that are named, else the first whose key is there, else a recording.
+
+    Errors: SystemExit where the provider is named and has no model here, and none is named.
+    """
     named = {name: environ[name] for name in ("AGENT_PROVIDER", "AGENT_MODEL") if environ.get(name, "").strip()}
     provider = named.get("AGENT_PROVIDER")
     if provider is None and environ.get("AGENT_BASE_URL", "").strip():
         provider = "openrouter"  # the endpoint takes its place
     if provider is None:
         provider = next((name for name in MODELS if _has_key(name, environ)), None)
-    if provider is None:
-        return {"AGENT_PROVIDER": REPLAY, "AGENT_MODEL": "demo"}
-    return {"AGENT_PROVIDER": provider, "AGENT_MODEL": MODELS.get(provider, "demo"), **named}
+    if provider is None or provider == REPLAY:
+        return {"AGENT_PROVIDER": REPLAY, "AGENT_MODEL": "demo", **(named if provider else {})}
+    if provider not in MODELS and "AGENT_MODEL" not in named:
+        raise SystemExit(f"Set AGENT_MODEL to the name of a model of {provider}.")
+    return {"AGENT_PROVIDER": provider, "AGENT_MODEL": MODELS.get(provider, ""), **named}
 
 
 def _has_key(provider: str, environ: Mapping[str, str]) -> bool:

@@ -37,6 +37,11 @@ def demo(**environ: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", "agent_server", "demo"], env=variables, capture_output=True, text=True, timeout=110)
 
 
+def test_a_provider_without_a_model_here_needs_one_that_is_named() -> None:
+    with pytest.raises(SystemExit, match="Set AGENT_MODEL to the name of a model of bedrock"):
+        chosen({"AGENT_PROVIDER": "bedrock"})
+
+
 def test_without_a_key_it_plays_a_recording_and_says_so() -> None:
     ended = demo()
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -259,7 +259,7 @@ class Room:
             f"The conversation takes about {tokens} tokens and does not fit the model's window, also after {compactions} compactions; "
             "begin a new session, or name a model that reads more."
         )
-        error = ModelError(Fault.CONTEXT_OVERFLOW, text if refused is None else f"{refused.message} {text}")
+        error = ModelError(Fault.CONTEXT_OVERFLOW, text if refused is None else f"{refused.message.rstrip('.')}. {text}")
         error.details |= {**(refused.details if refused is not None else {}), "tokens": tokens, "window": self._window}
         error.details["compactions"] = compactions
         return error
