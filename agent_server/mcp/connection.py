@@ -20,6 +20,12 @@ END_TIME = 8.0
 MAX_PAGES = 20
 """Pages of a server's list of tools that are asked for."""
 
+MORE = ("For more information", "For further information")
+"""How lines begin that httpx and pydantic add."""
+
+ABANDONED = "SSE stream "
+"""How the SDK's words begin where the stream of an HTTP answer broke, and the connection itself goes on."""
+
 UNSENT = (httpx2.ConnectError, httpx2.ConnectTimeout)
 """What ends a connection before a request has left."""
 
@@ -102,7 +108,7 @@ class Connection:
     async def _told(self, name: str, error: Exception) -> Exception:
         if isinstance(error, ValidationError) or (isinstance(error, MCPError) and error.code == PARSE_ERROR):
             return ToolError(f"{name} has run, but what it gave is no result of a tool: {reason(error)}.")
-        if isinstance(error, MCPError) and error.code != CONNECTION_CLOSED:
+        if isinstance(error, MCPError) and not self._is_of_the_sdk(error):
             if self.signs.is_expired:
                 return Lost("its session was over", is_unsent=True)
             return ToolError(f"{name} failed: {reason(error)}.")
@@ -113,6 +119,10 @@ class Connection:
         # With one call at work, that is the last message sent; with more, it is not known which of them has got through.
         is_unsent = self._calls == 1 and (isinstance(self._fault, UNSENT) or self.signs.is_expired or self.signs.said.is_unread)
         return Lost(self.reason(self._fault or error), is_unsent=is_unsent)
+
+    def _is_of_the_sdk(self, error: MCPError) -> bool:
+        """Whether it says that there is no answer. Servers give the same code, -32000, to errors of their own."""
+        return error.code == CONNECTION_CLOSED and (self.signs.ended.is_set() or error.message.startswith(ABANDONED))
 
     def reason(self, error: BaseException) -> str:
         """Gives in words why it ended, or did not come about."""
@@ -142,9 +152,11 @@ async def _listed(client: Client) -> list[Tool]:
 
 
 def reason(error: BaseException) -> str:
-    """Gives in words what went wrong."""
+    """Gives in words what went wrong, on one line: libraries add others that say where to read more."""
     error = _first(error)
-    return (str(error) or type(error).__name__)[:300].rstrip(".")
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = " ".join(line for line in lines if not line.startswith(MORE))
+    return (said or type(error).__name__)[:300].rstrip(".")
 
 
 def _first(error: BaseException) -> BaseException:

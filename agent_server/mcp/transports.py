@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -44,6 +45,12 @@ NOT_STREAMABLE = frozenset({400, 404, 405, 406, 410, 415})
 Source: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#backwards-compatibility
 """
 
+OVER = re.compile(rb"session id|session (not found|expired)|not initialized", re.IGNORECASE)
+"""How servers that follow the SDKs' older examples refuse a session that they do not know, with a 400.
+
+Source: https://github.com/modelcontextprotocol/typescript-sdk/tree/main/examples/server
+"""
+
 for name, level in (("mcp.client", logging.CRITICAL), ("httpx2", logging.WARNING)):
     logging.getLogger(name).setLevel(level)  # what goes wrong is told by the call, or the warning; URLs may have secrets in them
 
@@ -72,8 +79,7 @@ class Signs:
             response.stream = _Bounded(response.stream)
         if response.status_code < 400:
             return
-        has_session = "mcp-session-id" in response.request.headers
-        if has_session and response.status_code == 404:
+        if "mcp-session-id" in response.request.headers and await _is_of_the_session(response):
             self.is_expired = True
         if response.request.method == "POST" and response.request.headers.get("accept", "").startswith(BOTH):
             self.refused = response.status_code  # not what an authorization server refuses
@@ -83,6 +89,11 @@ class Signs:
         if response.request.method == "POST" and response.status_code >= 400 and response.status_code not in (401, 403):
             self.is_expired = True
             self.ended.set()
+
+
+async def _is_of_the_session(response: httpx2.Response) -> bool:
+    """Whether a server refuses a request because it does not know its session: with a 404, or with a 400 that says so."""
+    return response.status_code == 404 or (response.status_code == 400 and OVER.search(await response.aread()) is not None)
 
 
 class _Bounded(httpx2.AsyncByteStream):

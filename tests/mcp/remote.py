@@ -15,11 +15,13 @@ TOOLS = ("echo", "drop", "look", "expire", "grow", "huge")
 
 
 class Remote:
-    """The server. `calls` counts what reached it; `expire` makes it forget its sessions, as a restart does; `authority` guards it."""
+    """The server. `calls` counts what reached it; `expire` makes it forget its sessions, as a restart does, and answer `unknown` to
+    them; `authority` guards it."""
 
     def __init__(self, *, is_sse: bool = False, port: int = 0) -> None:
         self.is_sse = is_sse
         self.refusal: int | None = None
+        self.unknown = (404, -32001, "Session not found")
         self.is_stubborn = False
         self.left = threading.Event()
         self.authority: Authority | None = None
@@ -159,7 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["method"] == "initialize":
             session = self.remote.open_session()
         if session not in self.remote.sessions:
-            self._reply(404, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"Session not found"}}')
+            status, code, message = self.remote.unknown
+            self._reply(status, json.dumps({"jsonrpc": "2.0", "id": None, "error": {"code": code, "message": message}}).encode())
         elif "id" not in asked:
             self._reply(202)
         else:

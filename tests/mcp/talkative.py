@@ -130,6 +130,10 @@ def main() -> None:
             if MODE == "hangs-listing":
                 time.sleep(600)
             answer = {"tools": ODD if MODE == "odd-list" else tools}
+        elif method == "tools/call" and given["name"] == "refuse":
+            note("call", "refuse")
+            say(id=asked["id"], error={"code": -32000, "message": "Not today."})
+            continue
         elif method == "tools/call":
             answer = call(given["name"], given.get("arguments") or {})
         else:

@@ -39,6 +39,21 @@ def test_a_session_that_has_expired_is_opened_again_and_the_call_repeated(
     assert (remote.calls["echo"], remote.calls["initialize"]) == (3, 2)
 
 
+@pytest.mark.parametrize("said", ["Bad Request: No valid session ID provided", "Bad Request: Server not initialized"])
+def test_a_server_that_calls_an_expired_session_a_bad_request_is_reached_again(
+    said: str, agent: ServerProcess, model: OpenAIEmulator
+) -> None:
+    remote = Remote()
+    remote.unknown = (400, -32000, said)
+    configure(agent, far=entry(remote))
+    run(agent, model, [call("echo")])
+    remote.expire()
+    run(agent, model, [call("echo")], [call("echo")])
+    remote.close()
+    assert results(model) == ["echo done", "echo done"]
+    assert (remote.calls["echo"], remote.calls["initialize"]) == (3, 2)
+
+
 def test_a_call_whose_connection_breaks_is_repeated_only_if_that_is_harmless(
     agent: ServerProcess, model: OpenAIEmulator, remote: Remote
 ) -> None:
@@ -88,13 +103,14 @@ def test_a_server_that_has_gone_is_told_and_found_again(agent: ServerProcess, mo
     assert results(model) == ["echo done"]
 
 
-@pytest.mark.parametrize("status", [401, 403, 500])
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
 def test_a_refusal_is_one_warning_that_says_so(agent: ServerProcess, model: OpenAIEmulator, remote: Remote, status: int) -> None:
     remote.refusal = status
     configure(agent, far={"url": remote.url})
     (warning,) = warnings(agent, run(agent, model))
     assert "far" in warning
     assert str(status) in warning
+    assert "\n" not in warning
 
 
 def test_a_server_that_does_not_let_a_session_end_is_left(agent: ServerProcess, model: OpenAIEmulator) -> None:

@@ -298,6 +298,13 @@ def test_an_answer_that_is_no_result_is_told_at_once(agent: ServerProcess, model
     assert count(agent, "begin") == 1
 
 
+def test_an_error_of_the_server_is_no_loss_of_it_whatever_its_code(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "refuse,echo"))
+    run(agent, model, [call("refuse")], [call("echo", "on")])
+    assert results(model) == ["Error: refuse failed: Not today.", "one:on"]
+    assert (count(agent, "begin"), count(agent, "call", "refuse")) == (1, 1)
+
+
 def test_a_result_that_is_too_large_says_so(agent: ServerProcess, model: OpenAIEmulator) -> None:
     configure(agent, one=server("one", "over,echo"))
     run(agent, model, [call("over")], [call("echo", "on")])
