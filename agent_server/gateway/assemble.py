@@ -23,6 +23,9 @@ CALL_SIZE = 100
 
 DONE = b"[DONE]"
 
+FULL = "model_context_window_exceeded"
+"""The finish reason of Z.ai and Anthropic where a prompt, or what was answered so far, fills the model's window."""
+
 BEFORE = b"\xef\xbb\xbf \t\r\n"
 """What may come before an answer, and means nothing: a byte order mark, and blanks that keep a connection open."""
 
@@ -130,6 +133,8 @@ class Answer:
         if not text.strip() and not calls:
             if reason in ("content_filter", "refusal"):
                 raise self._error(Fault.BAD_REQUEST, f"refused to answer this conversation ({reason})")
+            if reason == FULL:
+                raise self._error(Fault.CONTEXT_OVERFLOW, f"had no room for an answer ({reason})")
             raise self._error(Fault.EMPTY, f"answered with neither text nor a tool call (finish reason {reason})")
         content = (Text(text),) if text else ()
         return Completion(Message("assistant", content, calls, reasoning=self._kept_reasoning()), self._usage, reason)

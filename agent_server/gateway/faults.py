@@ -21,11 +21,14 @@ OVERFLOW = re.compile(
     r"""exceed_context_size | context[ _](length|window|limit|size)
     | prompt[ ](is[ ])?too[ ]long | input[ ]is[ ]too[ ]long | (input|prompt)[ ]token[ ]count.*exceeds
     | maximum[ ]prompt[ ]length | maximum[ ]model[ ]length | exceeded[ ]model[ ]token[ ]limit
-    | prompt[ ]exceeds[ ]max | too[ ]many[ ]tokens | token[ ]limit[ ]exceeded
+    | prompt[ ]exceeds[ ]max | too[ ]many[ ](input[ ])?tokens | token[ ]limit[ ]exceeded | input[ ]tokens[ ]exceed
+    | range[ ]of[ ]input[ ]length | input[ ]length[ ]\d+[ ]exceeds | maximum[ ]input[ ]length
+    | current[ ]length[ ]is.*while[ ]limit[ ]is | 4(00|13)[ ]status[ ]code[ ]\(no[ ]body\)
     | reduce[ ]the[ ]length[ ]of[ ]the[ ]messages | inputs`?[ ]tokens.*must[ ]be[ ]<= | request[ ]too[ ]large""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-"""How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Z.ai, Together, vLLM, llama.cpp and Ollama say that a prompt is too long."""
+"""How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Z.ai, Together, DashScope, DeepInfra, NVIDIA, Cerebras, vLLM, llama.cpp and Ollama say
+that a prompt is too long, and JavaScript's SDK that nothing was said."""
 
 TEMPLATE = re.compile(r"jinja|chat[ _]template|roles must alternate", re.IGNORECASE)
 """How llama.cpp and servers on it say, with a 500, that a model's template has no form for this conversation."""
@@ -55,6 +58,9 @@ BUSY = frozenset({408, 409, 424, 425})
 
 def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ModelError:
     """The error of an HTTP answer that is no success. `body` may be cut short."""
+    if status == HTTPStatus.BAD_REQUEST and not body.strip():
+        # All that Cerebras and Mistral say of a prompt that is too long.
+        return _error(endpoint, status, ErrorPart(code="context_length_exceeded"), retry_after(headers))
     try:
         decoded = decode_error(body)
     except (ValueError, RecursionError):

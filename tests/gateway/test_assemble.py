@@ -206,6 +206,7 @@ TEXT = b'data: {"choices":[{"delta":{"content":"Hi"}}]}\n\n'
         (b'data: {"choices":[{"delta":{"reasoning":"I think"},"finish_reason":"length"}]}\n\n', Fault.EMPTY),
         (b'data: {"choices":[{"delta":{},"finish_reason":"content_filter"}]}\n\n', Fault.BAD_REQUEST),
         (b'data: {"choices":[{"delta":{},"finish_reason":"refusal"}]}\n\n', Fault.BAD_REQUEST),
+        (b'data: {"choices":[{"delta":{},"finish_reason":"model_context_window_exceeded"}]}\n\n', Fault.CONTEXT_OVERFLOW),
         (b'data: {"choices":[{"delta":{},"finish_reason":"error"}]}\n\n', Fault.OVERLOADED),
         (TEXT + b"data: {oops\n\n", Fault.BAD_RESPONSE),
         (b'data: {"choices":[{"delta":{"content":"\xff"}}]}\n\n', Fault.BAD_RESPONSE),

@@ -67,11 +67,24 @@ def test_a_status_has_its_fault(status: int, fault: Fault) -> None:
         "too many tokens: total number of tokens in the prompt cannot exceed 128000",
         "finish reason model_context_window_exceeded",
         "Token limit exceeded: 131072",
+        "Input tokens exceed the configured limit of 272000 tokens.",
+        "Too many input tokens. Max input tokens: 8192, request input token count: 9000",
+        "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 129024]",
+        "Input length 40000 exceeds the maximum allowed token size 32768",
+        "Requested input length 40000 exceeds maximum input length 32768",
+        "Current length is 9000 while limit is 8192",
+        "400 status code (no body)",
     ],
 )
 @pytest.mark.parametrize("status", [400, 422, 500])
 def test_every_provider_says_overflow_in_its_own_words(status: int, message: str) -> None:
     assert answered(status, message=message) is Fault.CONTEXT_OVERFLOW
+
+
+@pytest.mark.parametrize(("status", "fault"), [(400, Fault.CONTEXT_OVERFLOW), (413, Fault.CONTEXT_OVERFLOW), (422, Fault.BAD_REQUEST)])
+@pytest.mark.parametrize("body", [b"", b" \r\n"])
+def test_a_refusal_without_a_body_may_be_of_the_length(body: bytes, status: int, fault: Fault) -> None:
+    assert answer_error(ENDPOINT, status, {}, body).fault is fault
 
 
 @pytest.mark.parametrize(
