@@ -517,6 +517,14 @@ def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usa
     assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
 
 
+def test_a_summary_that_is_refused_is_not_asked_for_at_each_step(small: ServerProcess, model: OpenAIEmulator) -> None:
+    turns = [*printings(7, 14_000), *[printing(100, f"more{number}") for number in range(5)], {"text": "Done."}]
+    model.script(*[{**turn, "refuses": ["summaries"]} for turn in turns])
+    told = assert_completed(small, small.submit("Go.", sessionId="refuses-summaries"))
+    assert len(of_type(told, "compaction.failed")) == 1
+    bodies(model)
+
+
 def test_a_long_transcript_alone_is_summarised(small: ServerProcess, model: OpenAIEmulator) -> None:
     name = "transcript"
     model.script(*printings(6, 14_000), {"text": "I have seen six.", "refuses": ["calls"]})

@@ -179,8 +179,10 @@ class Room:
                 if error.fault not in OF_SUMMARIES:
                     raise
                 if refused is not None:
-                    self._too_long = self._overflow(refused)
-                break  # the request itself can be made in a form that needs no summary
+                    self._too_long = self._overflow(refused)  # the request itself can be made in a form that needs no summary
+                else:
+                    self._limit = self._window  # it is made as it is, and no summary asked for again as long as there is room
+                break
         return made
 
     @property
