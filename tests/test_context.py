@@ -517,6 +517,17 @@ def test_a_history_that_is_full_and_refused_in_every_form_leaves_the_session_usa
     assert small.post("/run", {"prompt": "Next.", "sessionId": "poisoned"}).json()["response"] == "Fine again."
 
 
+def test_a_provider_that_cannot_make_a_summary_now_does_not_end_a_task_that_still_has_room(
+    small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    broken = {"repeat": {"status": 500}, "times": 4}
+    model.script(*printings(7, 14_000), broken, printing(100, "more"), {"text": "Done."}, {"text": "A summary."}, {"text": "And on."})
+    told = assert_completed(small, small.submit("Go.", sessionId="overloaded"))
+    assert [event["reason"] for event in of_type(told, "compaction.failed")] == ["overloaded"]
+    assert small.post("/run", {"prompt": "Next.", "sessionId": "overloaded"}).json()["response"] == "And on."
+    assert "A summary." in str(texts(bodies(model)[-1]))
+
+
 def test_a_summary_that_is_refused_is_not_asked_for_at_each_step(small: ServerProcess, model: OpenAIEmulator) -> None:
     turns = [*printings(7, 14_000), *[printing(100, f"more{number}") for number in range(5)], {"text": "Done."}]
     model.script(*[{**turn, "refuses": ["summaries"]} for turn in turns])

@@ -57,7 +57,11 @@ UNBELIEVED = 0.9
 Nor is one of a prompt that was answered, and is larger than all that the model can read."""
 
 OF_SUMMARIES = frozenset({Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW, Fault.EMPTY, Fault.BAD_RESPONSE})
-"""Faults of a request for a summary that need not be those of the task's own request: it is made without a summary."""
+"""Faults of a request for a summary after which the task's own, which was refused as too long, is made without what is old. After others
+it fails, and nothing is lost: a summary may be had later."""
+
+ALL_BUT_KEYS = frozenset(Fault) - {Fault.AUTHENTICATION}
+"""Those after which a request that only we find too long is made as it is: there is room for it as a rule."""
 
 PRUNED_TOKENS = text_tokens(PRUNED)
 
@@ -176,7 +180,7 @@ class Room:
             try:
                 made = await self._compact(chosen, is_refused=refused is not None) or made
             except ModelError as error:
-                if error.fault not in OF_SUMMARIES:
+                if error.fault not in (OF_SUMMARIES if refused is not None else ALL_BUT_KEYS):
                     raise
                 if refused is not None:
                     self._too_long = self._overflow(refused)  # the request itself can be made in a form that needs no summary
