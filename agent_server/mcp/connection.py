@@ -17,6 +17,9 @@ from tools import ToolError
 END_TIME = 8.0
 """Seconds in which a connection ends by itself, its process included; then it is broken off."""
 
+PING_TIME = 5.0
+"""Seconds in which a server of which a call was given up is to answer a ping: one that works on does so at once."""
+
 MAX_PAGES = 20
 """Pages of a server's list of tools that are asked for."""
 
@@ -47,6 +50,7 @@ class Connection:
     def __init__(self, opening: Opening) -> None:
         self.signs = Signs()
         self._calls = 0
+        self.is_doubtful = False  # since a call was given up before it was answered
         self._fault: BaseException | None = None
         self._client: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
         self._work = asyncio.create_task(self._live(opening), name="mcp server")
@@ -65,6 +69,22 @@ class Connection:
     @property
     def is_open(self) -> bool:
         return self._client.done() and not self._client.cancelled() and not self.signs.ended.is_set() and not self.signs.is_expired
+
+    async def is_stuck(self) -> bool:
+        """Whether it is doubtful, and answers no ping either, with no other call at work: many servers do one thing after another, and
+        know nothing of cancelling."""
+        if not self.is_doubtful or self._calls:
+            return False
+        try:
+            async with asyncio.timeout(PING_TIME):
+                await self._client.result().session.send_ping()
+            self.is_doubtful = False
+        except asyncio.CancelledError:
+            if not self._client.cancelled():  # else it is not we who are cancelled: the connection has just ended
+                raise
+        except Exception as error:  # the border, as above
+            self.is_doubtful = not isinstance(error, MCPError)  # which is an answer, such as that it knows no ping
+        return self.is_doubtful or not self.is_open
 
     async def tools(self) -> list[Tool]:
         """Gives the server's own description of its tools, once it is up. Errors: MCPError and whatever the SDK raises."""
@@ -95,9 +115,11 @@ class Connection:
 
                 return await self._client.result().call_tool(name, arguments, progress_callback=go_on)
         except TimeoutError:
+            self.is_doubtful = True
             raise ToolError(f"{name} did not answer within {timeout:g} s; it was cancelled, and may have run in part.") from None
         except asyncio.CancelledError:
             if not self._client.cancelled():  # else it is not we who are cancelled: the connection has just ended
+                self.is_doubtful = True
                 raise
             raise Lost("it ended", is_unsent=True) from None
         except Exception as error:  # the border, as above

@@ -125,11 +125,11 @@ class Peer:
                 is_repeated = True
 
     async def _open(self) -> "Connection":
-        if self._connection is not None and self._connection.is_open:
+        if self._connection is not None and self._connection.is_open and not self._connection.is_doubtful:
             return self._connection
         self._refuse_silent()
         async with self._opening:
-            if self._connection is None or not self._connection.is_open:
+            if self._connection is None or not self._connection.is_open or await self._connection.is_stuck():
                 self._refuse_silent()  # as others have found meanwhile
                 await self._reopen()
             assert self._connection is not None  # noqa: S101  # it was opened

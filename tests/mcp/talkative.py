@@ -64,6 +64,8 @@ def call(name: str, given: dict[str, Any]) -> dict[str, Any] | None:
         note("child", subprocess.Popen(["sleep", "300"], start_new_session=True).pid)
     if name == "slow":
         time.sleep(1.4)
+    if name == "stick":
+        time.sleep(600)
     if name == "grow":
         tools.append({"name": said, "description": "", "inputSchema": STRING})
         say(method="notifications/tools/list_changed")

@@ -253,6 +253,29 @@ def test_a_call_that_takes_too_long_is_cancelled_and_told(agent: ServerProcess, 
     assert count(agent, "begin") == 1
 
 
+def test_a_server_that_is_stuck_in_a_call_is_started_again_for_the_next(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "stick,echo", timeout=1000))
+    run(agent, model, [call("stick")], [call("echo", "on"), call("echo", "and on")])
+    stick, *others = results(model)
+    assert "within 1 s" in stick
+    assert others == ["one:on", "one:and on"]
+    assert (count(agent, "begin"), count(agent, "call", "stick")) == (2, 1)
+    assert not is_alive(pids(agent)[0])
+
+
+def test_a_server_that_is_stuck_in_a_call_that_was_cancelled_does_not_hold_up_others(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    configure(agent, one=server("one", "stick,echo"))
+    model.script({"tool_calls": [call("stick")]})
+    task_id = agent.submit("go", sessionId="stuck")
+    agent.wait_for(task_id, "tool.started")
+    while not count(agent, "call", "stick"):
+        time.sleep(0.01)
+    agent.post(f"/tasks/{task_id}/cancel")
+    run(agent, model, [call("echo", "on")])
+    assert results(model) == ["one:on"]
+    assert count(agent, "begin") == 2
+
+
 def test_results_are_text_within_the_limits_of_any_tool(agent: ServerProcess, model: OpenAIEmulator) -> None:
     configure(agent, one=server("one", "long,picture,structure"))
     run(agent, model, [call("long"), call("picture"), call("structure")])
