@@ -22,7 +22,7 @@ from tools._files import (
     stamp,
 )
 from tools._match import Found, Place, find, nearest
-from tools._text import decode, encode_kept
+from tools._text import decode, encode_kept, numbered_by
 from tools.write import write
 
 BOM = "\ufeff"
@@ -102,7 +102,8 @@ def _replaced(text: str, places: list[Place]) -> str:
 
 
 def _line_numbers(text: str, places: list[Place]) -> str:
-    numbers = [str(text.count("\n", 0, place.start) + 1) for place in places[:MAX_NAMED]]
+    end = numbered_by(text)
+    numbers = [str(text.count(end, 0, place.start) + 1) for place in places[:MAX_NAMED]]
     return ", ".join(numbers) + (", ..." if len(places) > MAX_NAMED else "")
 
 
