@@ -1,6 +1,7 @@
 """Commands that the agent leaves in the background: started by bash, read by bash_output, ended by bash_kill, on a real server."""
 
 import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -195,6 +196,13 @@ def test_a_wait_is_bounded_and_ends_with_a_cancelled_task(agent: Agent) -> None:
     agent.server.wait_for(task_id, "tool.started")
     assert agent.server.post(f"/tasks/{task_id}/cancel").json()["phase"] == "cancelled"
     assert agent.shown(process_id)["status"] == "running"  # another task has started it
+
+
+def test_who_waits_for_a_silent_command_is_told_for_how_long_it_runs(agent: Agent) -> None:
+    process_id = agent.start("exec sleep 300")
+    told = [agent.output(process_id, wait=1100)["output"] for _ in range(2)]
+    first, second = (int(re.sub(r"\(nothing new\)\n\(Running for (\d+) s\. Next offset: 0\.\)", r"\1", text)) for text in told)
+    assert 1 <= first < second < 60
 
 
 @pytest.mark.parametrize("count", [200_000, 3_000])

@@ -53,9 +53,9 @@ def details(process_id: str, state: ProcessState) -> dict[str, Any]:
 
 
 def ending(state: ProcessState) -> str:
-    """Says how a process stands, in a sentence."""
+    """Says how a process stands, in a sentence. Of one that runs it is another each second: who waits for it does not repeat himself."""
     if state.is_running:
-        return "Running."
+        return f"Running for {state.seconds:.0f} s."
     why = f": {state.reason}" if state.reason is not None else ""
     if state.signal is not None:
         return f"Ended by {state.signal}{why}."
