@@ -217,11 +217,10 @@ def test_long_output_keeps_head_and_tail_and_the_whole_in_a_file(agent: Agent, c
     assert (lines[0], lines[-3]) == ("1", str(count))
     assert len(text.encode()) <= MAX_BYTES
     assert len(lines) <= MAX_LINES
-    assert (
-        lines[-2] == f"(The output was too long, its middle is left out; the whole is in {told['details']['outputFile']}: read or grep it.)"
-    )
+    file = told["details"]["outputFile"]
+    assert lines[-2] == f"(The output was too long, its middle is left out; the whole is in {file} (read or grep it).)"
     assert told["details"]["truncated"]
-    assert Path(told["details"]["outputFile"]).read_text() == whole
+    assert Path(file).read_text() == whole
     middle = whole.index("\n1500\n") + 1
     assert agent.output(process_id, offset=middle)["output"].startswith("1500\n1501\n")
     assert agent.call("grep", pattern="^1234$", path=told["details"]["outputFile"])["output"].endswith("1234: 1234")

@@ -35,7 +35,7 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
 def _notes(found: ProcessOutput, *, is_cut: bool) -> list[str]:
     notes = [f"({found.dropped} bytes of output were dropped, and are kept nowhere.)"] if found.dropped else []
     if is_cut:
-        whole = "is not kept" if found.file is None else f"is in {found.file}: read or grep it"
+        whole = "is not kept" if found.file is None else f"is in {found.file} (read or grep it)"
         notes.append(f"(The output was too long, its middle is left out; the whole {whole}.)")
     return notes
 
