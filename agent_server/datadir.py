@@ -9,7 +9,7 @@ identity.json    the instance's id, the mark of its commands, how often it start
 integrations.json, environment.json
                  what clients have set of integrations, and for commands
 outputs/         outputs too long for a reply
-patches/         what patches at work have changed of several files
+patches/         what edits and patches at work have left half-written
 shadow/          the shadow repository
 tools/           of unfinished tasks, the configuration of their own tools that no event may hold
 ignores/         an empty repository, in which git tells what is ignored

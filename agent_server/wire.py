@@ -27,6 +27,9 @@ _OF_TASKS = frozenset(
     }
 )
 
+_BREAKS = tuple((mark.encode(), b"\\u%04x" % ord(mark)) for mark in "\x85\u2028\u2029")
+"""No line ends in Server-Sent Events, but for readers that split text as Python does (httpx). JSON escapes the others itself."""
+
 LINE = 300
 """Characters of a log line's message; the whole is in the event's own fields."""
 
@@ -77,7 +80,14 @@ def encode(event: Event) -> bytes:
 
 def sse(event: Event) -> bytes:
     """Gives an event as Server-Sent Events has it: no `event:` field, so that `onmessage` sees all."""
-    return b"id: %d\ndata: %b\n\n" % (event.seq, encode(event))
+    return b"id: %d\n%b" % (event.seq, as_data(encode(event)))
+
+
+def as_data(json: bytes) -> bytes:
+    """Gives a JSON text as the data of a Server-Sent Event, on one line for every reader."""
+    for mark, escaped in _BREAKS:
+        json = json.replace(mark, escaped)
+    return b"data: %b\n\n" % json
 
 
 def _line(text: str) -> str:

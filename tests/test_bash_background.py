@@ -1,6 +1,7 @@
 """Commands that the agent leaves in the background: started by bash, read by bash_output, ended by bash_kill, on a real server."""
 
 import itertools
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -197,6 +198,13 @@ def test_a_wait_is_bounded_and_ends_with_a_cancelled_task(agent: Agent) -> None:
     assert agent.shown(process_id)["status"] == "running"  # another task has started it
 
 
+def test_who_waits_for_a_silent_command_is_told_for_how_long_it_runs(agent: Agent) -> None:
+    process_id = agent.start("exec sleep 300")
+    told = [agent.output(process_id, wait=1100)["output"] for _ in range(2)]
+    first, second = (int(re.sub(r"\(nothing new\)\n\(Running for (\d+) s\. Next offset: 0\.\)", r"\1", text)) for text in told)
+    assert 1 <= first < second < 60
+
+
 @pytest.mark.parametrize("count", [200_000, 3_000])
 def test_long_output_keeps_head_and_tail_and_the_whole_in_a_file(agent: Agent, count: int) -> None:
     process_id = agent.start(f"seq {count}; touch done; exec sleep 300")
@@ -209,11 +217,10 @@ def test_long_output_keeps_head_and_tail_and_the_whole_in_a_file(agent: Agent, c
     assert (lines[0], lines[-3]) == ("1", str(count))
     assert len(text.encode()) <= MAX_BYTES
     assert len(lines) <= MAX_LINES
-    assert (
-        lines[-2] == f"(The output was too long, its middle is left out; the whole is in {told['details']['outputFile']}: read or grep it.)"
-    )
+    file = told["details"]["outputFile"]
+    assert lines[-2] == f"(The output was too long, its middle is left out; the whole is in {file} (read or grep it).)"
     assert told["details"]["truncated"]
-    assert Path(told["details"]["outputFile"]).read_text() == whole
+    assert Path(file).read_text() == whole
     middle = whole.index("\n1500\n") + 1
     assert agent.output(process_id, offset=middle)["output"].startswith("1500\n1501\n")
     assert agent.call("grep", pattern="^1234$", path=told["details"]["outputFile"])["output"].endswith("1234: 1234")

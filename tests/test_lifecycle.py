@@ -285,6 +285,8 @@ def test_a_stopped_instance_refuses_tasks_and_holds_those_it_has(status: str, ru
     task_id = running.submit(sessionId=status)
     running.wait_for(task_id, "step.finished")
     assert running.post("/lifecycle/stop", {"status": status}).json() == {"status": status}
+    while any(process["status"] == "running" for process in running.get("/processes").json()["processes"]):
+        pass  # the command that runs goes on to its end
     lines = (running.workspace / f"{status}.txt").read_text()
     response = running.post("/run", {"prompt": "go"})
     assert response.status_code == 409

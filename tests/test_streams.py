@@ -97,6 +97,14 @@ def test_what_is_streamed_is_what_is_stored(agent: ServerProcess, model: OpenAIE
     assert live == agent.task_events(live[0]["taskId"])
 
 
+def test_an_event_is_one_line_for_readers_that_split_text_as_python_does(agent: ServerProcess, model: OpenAIEmulator) -> None:
+    text = "".join(f"{number} {character}" for number, character in enumerate(map(chr, (*range(32), 0x85, 0x2028, 0x2029))))
+    model.script({"text": text})
+    with agent.client(Accept="text/event-stream") as client, client.stream("POST", "/run", json={"prompt": text}) as response:
+        told = list(events(response))
+    assert (told[0]["prompt"], told[-1]["response"]) == (text, text)
+
+
 def test_a_stream_begins_after_the_event_that_is_named(agent: ServerProcess, model: OpenAIEmulator) -> None:
     model.script(plan([bash("true")]))
     task_id = agent.submit()

@@ -86,6 +86,7 @@ def test_what_repeats_itself_is_told_and_then_ended(turns: list[list[Call]], fir
         alone([ended(f"{n} of 20 are done") for n in range(20)]),
         alone([failed(f"{n}/20 ready") for n in range(20)]),
         alone([ended(f"web-1 Pending {n}s") for n in range(20)]),
+        alone([ended(f"(nothing new)\n(Running for {n} s. Next offset: 0.)", "bash_output") for n in range(20)]),
         alone([ended("same", arguments=f'{{"n":{n}}}') for n in range(20)]),
         alone([each for n in range(20) for each in (ended("edited", "edit", f'{{"n":{n}}}'), failed("1 failed"))]),
         alone([ended("x", interrupted=True), ended("x", skipped=True)] * 20),
@@ -93,7 +94,18 @@ def test_what_repeats_itself_is_told_and_then_ended(turns: list[list[Call]], fir
         alone([A, A, failed("oh"), A, A]),
         alone([ended("fine", arguments=A[1]), ended("not fine", arguments=A[1])] * 2),
     ],
-    ids=["progress", "progress-in-failures", "clocks", "other-arguments", "edit-and-test", "not-run", "in-twos", "broken", "both-ways"],
+    ids=[
+        "progress",
+        "progress-in-failures",
+        "clocks",
+        "waiting",
+        "other-arguments",
+        "edit-and-test",
+        "not-run",
+        "in-twos",
+        "broken",
+        "both-ways",
+    ],
 )
 def test_what_makes_progress_is_let_be(turns: list[list[Call]]) -> None:
     nudged, stuck = play(turns)

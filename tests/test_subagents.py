@@ -617,7 +617,8 @@ def test_a_quiesce_while_subagents_begin_leaves_none_half_begun(agent: ServerPro
         assert agent.post("/lifecycle/quiesce").json()["still"]
         newest = agent.newest()
         time.sleep(0.1)  # that nothing happens cannot be waited for
-        assert agent.newest() == newest
+        later = [event for event in agent.get("/logs?lines=100&level=DEBUG").json()["logs"] if event["seq"] > newest]
+        assert [event["type"] for event in later if event["source"] != "port"] == []  # others open ports on this machine
         agent.post("/lifecycle/resume")
         assert (ended := agent.finish(task_id))["status"] == "completed", ended
         assert len(children(agent, task_id)) == 4

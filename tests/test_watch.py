@@ -15,7 +15,7 @@ import pytest
 
 from tests.serving import ServerProcess, serving
 from tests.workspaces import git, write
-from tools._files import replace_file
+from tools._together import replace_file
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_git_and_uploads_on_their_way_are_left_out(server: ServerProcess) -> Non
 def test_a_file_that_a_tool_replaces_is_told_alone(server: ServerProcess) -> None:
     write(server.workspace / "a", "1")
     with watching(server) as watch:
-        replace_file(server.workspace / "a", b"2", (server.workspace / "a").stat())
+        replace_file(server.workspace / "a", b"2", (server.workspace / "a").stat(), server.data / "patches")
         write(server.workspace / "end", "")
         assert {path for path, _ in watch.until("end")} == {"a", "end"}
 

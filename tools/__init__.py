@@ -54,13 +54,14 @@ class CommandResult(msgspec.Struct, frozen=True):
 class ProcessState(msgspec.Struct, frozen=True):
     """How a command in the background stands. Of one that nobody saw the end of, neither `exit_code` nor `signal` is known.
 
-    `reason` says why it ended, where that was not its own doing.
+    `reason` says why it ended, where that was not its own doing; `seconds` for how long one that runs has done so.
     """
 
     is_running: bool
     exit_code: int | None
     signal: str | None
     reason: str | None
+    seconds: float = 0
 
 
 class ProcessOutput(msgspec.Struct, frozen=True):

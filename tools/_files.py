@@ -133,17 +133,6 @@ def _similar_names(path: Path) -> list[str]:
     return [names[name] for name in dict.fromkeys([*close, *containing])][:3]
 
 
-def replace_file(path: Path, data: bytes, state: os.stat_result | None) -> None:
-    """Writes a file so that readers see the old or the new one, with the owner and mode of `state`, the old one's."""
-    draft = beside(path)
-    write_draft(draft, data, state)
-    try:
-        draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 @contextmanager
 def folders_of(path: Path) -> Iterator[None]:
     """Makes the folders that a file is to be in; those made are removed again when it then cannot be written."""

@@ -99,6 +99,11 @@ def plain(text: str) -> str:
     return text.translate(_PLAIN)
 
 
+def numbered_by(text: str) -> str:
+    """Gives what ends a line where lines have numbers: as for `grep`, a bare carriage return only where there is no line feed."""
+    return "\n" if "\n" in text else "\r"
+
+
 def split_lines(text: str) -> list[tuple[str, str]]:
     """Gives the lines, each with what ends it: nothing at the end of a text whose last line has no ending."""
     lines, start = [], 0

@@ -1,4 +1,4 @@
-"""Several files replaced and removed, all of them or none, also when the server is killed in between.
+"""Several files replaced and removed, all of them or none, also when the server is killed in between; and a single one.
 
 First a note says what is to be done. Then new contents are written to drafts beside their places, so that a full disk or a missing
 permission is found before anything has changed, and old files are kept under a second name. Only then names change. What fails is
@@ -71,6 +71,24 @@ def replace_together(files: Mapping[Path, NewFile | None], notes: Path) -> None:
     done = place.replace(place.with_suffix(_DONE))
     _clear(note)
     done.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, data: bytes, state: os.stat_result | None, notes: Path) -> None:
+    """Writes one file so that readers see the old or the new one, with the owner and mode of `state`, the old one's.
+
+    That takes one step, which is never taken back; the note is for the draft. Errors: OSError; then the file is as before.
+    """
+    draft = beside(path)
+    place = notes / f"{uuid.uuid4().hex}{_DONE}"
+    _write(place, msgspec.msgpack.encode(_Note([], [_Step(os.fsencode(path), os.fsencode(draft), None, None)])))
+    try:
+        write_draft(draft, data, state)
+        draft.replace(path)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    finally:
+        place.unlink(missing_ok=True)
 
 
 def take_back_unfinished(notes: Path) -> None:

@@ -75,7 +75,7 @@ def _spill(folder: Path, output: str) -> Path | None:
 
 
 def _truncation(file: Path | None) -> str:
-    whole = "and could not be kept whole" if file is None else f"the whole is in {file}: read or grep it"
+    whole = "and could not be kept whole" if file is None else f"the whole is in {file} (read or grep it)"
     return f"(The output was too long, its middle is left out; {whole}.)"
 
 

@@ -35,7 +35,7 @@ async def run(arguments: Arguments, context: ToolContext) -> ToolResult:
 def _notes(found: ProcessOutput, *, is_cut: bool) -> list[str]:
     notes = [f"({found.dropped} bytes of output were dropped, and are kept nowhere.)"] if found.dropped else []
     if is_cut:
-        whole = "is not kept" if found.file is None else f"is in {found.file}: read or grep it"
+        whole = "is not kept" if found.file is None else f"is in {found.file} (read or grep it)"
         notes.append(f"(The output was too long, its middle is left out; the whole {whole}.)")
     return notes
 
@@ -53,9 +53,9 @@ def details(process_id: str, state: ProcessState) -> dict[str, Any]:
 
 
 def ending(state: ProcessState) -> str:
-    """Says how a process stands, in a sentence."""
+    """Says how a process stands, in a sentence. Of one that runs it is another each second: who waits for it does not repeat himself."""
     if state.is_running:
-        return "Running."
+        return f"Running for {state.seconds:.0f} s."
     why = f": {state.reason}" if state.reason is not None else ""
     if state.signal is not None:
         return f"Ended by {state.signal}{why}."

@@ -16,13 +16,13 @@ from tools._files import (
     not_found,
     read_whole,
     regular_file,
-    replace_file,
     showable,
     size_of,
     stamp,
 )
 from tools._match import Found, Place, find, nearest
-from tools._text import decode, encode_kept
+from tools._text import decode, encode_kept, numbered_by
+from tools._together import replace_file
 from tools.write import write
 
 BOM = "\ufeff"
@@ -65,7 +65,7 @@ def _edit(path: Path, arguments: Arguments, context: ToolContext) -> ToolResult:
         if body == text.body:
             raise ToolError(f"{name} would not change: it has this text with its own line endings and indentation already.")
         changed = encode_kept(text, body, name)
-        replace_file(path, changed, state)
+        replace_file(path, changed, state, context.patch_notes)
         context.saw(path, stamp(changed, path))
     lines = _line_numbers(text.body, places)
     note = f" The text was found by ignoring differences in {found.ignored}." if found.ignored else ""
@@ -102,7 +102,8 @@ def _replaced(text: str, places: list[Place]) -> str:
 
 
 def _line_numbers(text: str, places: list[Place]) -> str:
-    numbers = [str(text.count("\n", 0, place.start) + 1) for place in places[:MAX_NAMED]]
+    end = numbered_by(text)
+    numbers = [str(text.count(end, 0, place.start) + 1) for place in places[:MAX_NAMED]]
     return ", ".join(numbers) + (", ..." if len(places) > MAX_NAMED else "")
 
 

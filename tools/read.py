@@ -15,7 +15,7 @@ import msgspec
 
 from tools import MAX_BYTES, MAX_LINES, Picture, Tool, ToolContext, ToolError, ToolResult
 from tools._files import HIDDEN, file_errors, lock_of, name_of, not_found, read_whole, showable, size_of, stamp
-from tools._text import decode
+from tools._text import decode, numbered_by
 
 MAX_LINE = 2_000
 """Characters shown of one line."""
@@ -119,6 +119,8 @@ def _show(data: bytes, name: str, part: _Part) -> tuple[str] | tuple[str, Pictur
     text = decode(data)
     plain = data if text.encoding == "utf-8" else text.body.encode("utf-8", "surrogatepass")
     _check_is_text((plain if text.mark else data)[:SAMPLE], len(data), name)
+    if numbered_by(text.body) == "\r":
+        plain = plain.replace(b"\r", b"\n")
     shown = _read_file(io.BytesIO(plain), name, part)
     return (shown if text.encoding == "utf-8" else f"{shown} (The file is in {text.encoding}, and stays so.)",)
 
@@ -133,7 +135,7 @@ def _check_is_text(sample: bytes, size: int, name: str) -> None:
     if (kind := _image(sample)) is not None:
         raise ToolError(f"{name} is an image ({kind}) of {size} bytes; at most {MAX_IMAGE} can be shown. Make a smaller one of it first.")
     if _is_binary(sample):
-        raise ToolError(f"{name} is not a text file. Look at it with bash (file, xxd, strings).")
+        raise ToolError(f"{name} is a binary file, not a text file. Look at it with bash (file, xxd, strings).")
 
 
 def _is_binary(sample: bytes) -> bool:

@@ -16,12 +16,12 @@ from tools._files import (
     name_of,
     read_whole,
     regular_file,
-    replace_file,
     showable,
     size_of,
     stamp,
 )
 from tools._text import decode, encode_replacing
+from tools._together import replace_file
 
 
 class Arguments(msgspec.Struct, frozen=True, rename="camel"):
@@ -47,7 +47,7 @@ def write(path: Path, content: str, context: ToolContext, *, must_be_new: bool =
             check_seen(context, path, name, stamp(old, path))
         data = content.encode() if old is None else encode_replacing(decode(old), content)
         with folders_of(path):
-            replace_file(path, data, state)
+            replace_file(path, data, state, context.patch_notes)
         context.saw(path, stamp(data, path))
     verb = "Created" if state is None else "Overwrote"
     return ToolResult(f"{verb} {name} ({size_of(len(data))}).", {"path": name, "diff": _diff(old, data, name, is_new=state is None)})

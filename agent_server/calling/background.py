@@ -6,6 +6,7 @@ first byte on; of one that runs, the newest is in memory, and may not be on the 
 
 import asyncio
 import codecs
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -178,6 +179,6 @@ def _bytes(path: Path, begin: int, end: int) -> bytes:
 
 def _state(record: Record) -> ProcessState:
     if record.ended is None:
-        return ProcessState(True, None, None, None)
+        return ProcessState(True, None, None, None, max(0.0, time.time() - record.started.time / 1000))
     data = record.ended.data
     return ProcessState(False, data.get("exitCode"), data.get("signal"), data.get("reason"))

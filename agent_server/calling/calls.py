@@ -223,7 +223,7 @@ async def bounded(around: Surroundings, text: str) -> str:
     await asyncio.to_thread(_spill, path, around.secrets.mask(text))
     head = "\n".join(text.split("\n", MAX_OUTPUT_LINES)[:MAX_OUTPUT_LINES])
     head = head.encode("utf-8", "replace")[:MAX_OUTPUT].decode("utf-8", "ignore")
-    return f"{head}\n[cut: the whole is in {path}; read or grep that file]"
+    return f"{head}\n[cut: the whole is in {path} (read or grep it)]"
 
 
 def _spill(path: Path, text: str) -> None:

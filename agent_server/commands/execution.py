@@ -27,7 +27,7 @@ WATCH_DELAY = 0.005
 
 NICE = 5
 OOM_SCORE = b"500"
-"""What puts commands behind the server."""
+"""What puts commands behind the server: the first on top of its own."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -267,7 +267,7 @@ class Execution:
 def yield_to_server(pid: int) -> None:
     """Puts a command and its children behind the server: in the scheduler, and when the kernel must kill something."""
     with contextlib.suppress(OSError):  # it has ended
-        os.setpriority(os.PRIO_PGRP, pid, NICE)
+        os.setpriority(os.PRIO_PGRP, pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE)  # 19 at the most, by the kernel
         with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
             children = file.read().split()
         for each in (b"%d" % pid, *children):

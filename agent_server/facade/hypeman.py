@@ -109,7 +109,7 @@ def _string(event: Event) -> bytes:
     # Without an id: Hypeman's clients take every block after one for an event, comments too, and parse its data.
     shown = wire.fields(event)
     line = f"{shown['timestamp']} {shown['level']} {shown['message']}"
-    return b"data: %b\n\n" % msgspec.json.encode(line)
+    return wire.as_data(msgspec.json.encode(line))
 
 
 async def stop(request: Request) -> Response:

@@ -28,7 +28,7 @@ from agent_server.redaction import Secrets
 from agent_server.routes.files import kept_apart, named
 from agent_server.server import Server, server_of
 from agent_server.streams import RETRY
-from agent_server.wire import timestamp
+from agent_server.wire import as_data, timestamp
 
 GZIP = "application/gzip"
 EVENTS = "text/event-stream"
@@ -114,7 +114,7 @@ async def _told(watching: Watch, prefix: bytes, secrets: Secrets) -> AsyncIterat
     yield RETRY
     async for change in watching.follow():
         data, _ = secrets.encode(_event(change, prefix))
-        yield b"data: " + data + b"\n\n"
+        yield as_data(data)
 
 
 def _event(change: Change, prefix: bytes) -> dict[str, Any]:

@@ -529,7 +529,7 @@ async def test_a_full_disk_changes_nothing(small_disk: Path, context: ToolContex
 
 
 def test_a_kill_at_any_step_leaves_all_of_a_change_or_nothing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", "several", tmp_path], check=True, capture_output=True, text=True)
     last = int(done.stdout)
     killed.prepare(tmp_path / "before")
     before, after = tree(tmp_path / "before"), tree(tmp_path / f"{last}/workspace")
@@ -552,8 +552,22 @@ def test_a_kill_at_any_step_leaves_all_of_a_change_or_nothing(tmp_path: Path) ->
     assert all(each == after for each in left[made:])
 
 
+def test_a_kill_at_any_step_leaves_one_file_as_it_was_or_as_it_is_to_be(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", "one", tmp_path], check=True, capture_output=True, text=True)
+    killed.prepare(tmp_path / "before")
+    before, after = tree(tmp_path / "before"), tree(tmp_path / f"{int(done.stdout)}/workspace")
+    half_written = 0
+    for number in range(1, int(done.stdout)):
+        workspace = tmp_path / f"{number}/workspace"
+        half_written += tree(workspace) not in (before, after)
+        take_back_unfinished(tmp_path / f"{number}/patches")
+        assert tree(workspace) in (before, after)
+        assert not list((tmp_path / f"{number}/patches").iterdir())
+    assert half_written
+
+
 def test_what_was_changed_since_a_kill_is_left_alone(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", "several", tmp_path], check=True, capture_output=True, text=True)
     for number in range(1, int(done.stdout)):
         workspace = tmp_path / f"{number}/workspace"
         for name in ("a", "gone", "link", "made/deep/c", "d/b"):

@@ -75,7 +75,7 @@ async def test_long_output_keeps_head_and_tail_and_the_whole_in_a_file(context: 
     assert lines[0] == "1"
     assert lines[-3] == command.split()[1]
     assert (
-        lines[-2] == f"(The output was too long, its middle is left out; the whole is in {result.details['outputFile']}: read or grep it.)"
+        lines[-2] == f"(The output was too long, its middle is left out; the whole is in {result.details['outputFile']} (read or grep it).)"
     )
     assert lines[-1] == "(Exit code 1.)"
     assert len(lines) <= MAX_LINES

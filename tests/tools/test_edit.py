@@ -40,6 +40,13 @@ async def test_several_places_are_an_error_with_their_lines(context: ToolContext
     assert (workspace / "a.py").read_text() == "z\ny\nz\n"
 
 
+@pytest.mark.parametrize(("data", "lines"), [(b"x\ry\rx\r", "1, 3"), (b"x\ry\nx\n", "1, 2")])
+async def test_lines_are_numbered_as_read_numbers_them(context: ToolContext, workspace: Path, data: bytes, lines: str) -> None:
+    (workspace / "a").write_bytes(data)
+    with pytest.raises(ToolError, match=f"at lines {lines};"):
+        await edit(context, "a", "x", "z")
+
+
 async def test_places_that_overlap_are_several(context: ToolContext, workspace: Path) -> None:
     (workspace / "a").write_text("aaa")
     with pytest.raises(ToolError, match="2 times"):
@@ -83,6 +90,7 @@ async def test_places_that_overlap_are_several(context: ToolContext, workspace: 
         pytest.param(b"x\r  a\r    b\r", "a\n  b", "c\n  d", b"x\r  c\r    d\r", id="indentation after bare returns"),
         pytest.param("a\u3000\u2003\nb\n".encode(), "a\nb", "c", b"c\n", id="trailing typographic spaces"),
         pytest.param("‘a’ ‹ ―\n".encode(), "'a' ‹ -", "c", b"c\n", id="single quotes and bars"),
+        pytest.param("\tsay(“a”)  \r\n\tb\r\n".encode(), 'say("a")\nb', "c\nd", b"\tc\r\n\td\r\n", id="all of these together"),
         pytest.param(b"a\0b\nc", "b\nc", "d", b"a\0d", id="NUL bytes and no final line ending"),
     ],
 )

@@ -76,6 +76,19 @@ async def test_windows_line_endings_and_the_byte_order_mark_are_not_shown(contex
     assert (await read(context, "a.txt")).content == "1: one\n2: two\n\n(End of file: 2 lines.)"
 
 
+@pytest.mark.parametrize(
+    ("data", "shown"),
+    [
+        pytest.param(b"one\rtwo\r\rthree", "1: one\n2: two\n3: \n4: three\n\n(End of file: 4 lines.)", id="where nothing else ends one"),
+        pytest.param("\ufeffé\rb\r".encode("utf-16-le"), "1: é\n2: b\n\n(End of file: 2 lines.)", id="in UTF-16"),
+        pytest.param(b"10 %\r20 %\ndone\n", "1: 10 %\r20 %\n2: done\n\n(End of file: 2 lines.)", id="not where grep counts line feeds"),
+    ],
+)
+async def test_a_bare_return_ends_a_line(context: ToolContext, workspace: Path, data: bytes, shown: str) -> None:
+    (workspace / "a.txt").write_bytes(data)
+    assert (await read(context, "a.txt")).content.removesuffix(" (The file is in utf-16-le, and stays so.)") == shown
+
+
 async def test_bytes_that_are_not_utf8_are_replaced_and_told(context: ToolContext, workspace: Path) -> None:
     (workspace / "mixed.txt").write_bytes(b"caf\xe9 \xe2\x80\x9cquoted\xe2\x80\x9d\n")
     assert (await read(context, "mixed.txt")).content == (
@@ -116,7 +129,7 @@ async def test_an_empty_file_is_called_empty(context: ToolContext, workspace: Pa
 )
 async def test_binary_files_are_refused(context: ToolContext, workspace: Path, data: bytes) -> None:
     (workspace / "a.bin").write_bytes(data)
-    with pytest.raises(ToolError, match="not a text file"):
+    with pytest.raises(ToolError, match="is a binary file"):
         await read(context, "a.bin")
 
 
