@@ -67,7 +67,8 @@ def assert_shared_prefix(records: Sequence[Record]) -> None:
 
 
 def assert_marks(records: Sequence[Record]) -> None:
-    """The system prompt and the last two messages that have a text are marked, where the model is Anthropic's, and nothing else."""
+    """The system prompt and the last two messages that have a text are marked, where the model is Anthropic's, and nothing else but
+    the one before the results of a turn that both are of."""
     for record in records:
         messages = record.json["messages"]
         marked = [at for at, message in enumerate(messages) if "cache_control" in json.dumps(message["content"])]
@@ -75,7 +76,8 @@ def assert_marks(records: Sequence[Record]) -> None:
             assert not marked
             continue
         with_text = [at for at, message in enumerate(messages) if at and str(unmarked(message)["content"] or "").strip()]
-        assert marked == [0, *with_text[-2:]]
+        before = [at for at in with_text if any(message["role"] != "tool" for message in messages[at:])]
+        assert marked == sorted({0, *before[-1:], *with_text[-2:]})
         for at in marked:
             assert [part.get("cache_control") for part in messages[at]["content"]] == [MARK]
         assert all(isinstance(message["content"], str | None) for at, message in enumerate(messages) if at not in marked)

@@ -2,8 +2,9 @@
 
 Other providers cache what repeats by themselves. Anthropic does so only up to a mark, four of which a request may have: one is
 put on the stable part of the system prompt (which covers the tools, that come before it), and one on each of the last two
-messages, so that the next request finds the end of this one. A mark is not part of what the model reads: without marks, and
-with a text that stands alone written as a string, the bytes are the same as ever.
+messages, so that the next request finds the end of this one. It is looked for in 20 parts before a mark, and a turn may have more
+calls and results than that: one mark has to be before them (see docs/decisions/0042). A mark is not part of what the model reads:
+without marks, and with a text that stands alone written as a string, the bytes are the same as ever.
 Source: https://openrouter.ai/docs/features/prompt-caching, https://docs.claude.com/en/docs/build-with-claude/prompt-caching
 """
 
@@ -32,17 +33,25 @@ def takes_marks(provider: str, model: str) -> bool:
 
 
 def mark_all(encoded: MutableSequence[bytes], system: Message | None) -> None:
-    """Marks messages in the form of chat completions, in place: the first one if it is `system`, and the last two that can be."""
+    """Marks messages in the form of chat completions, in place: the first one if it is `system`, and the last two that can be.
+
+    The results of one turn are one message to Anthropic. Where both marks are on such, a third is put before the turn's results.
+    """
     begin = 0
     if system is not None and encoded:
         begin = 1
         encoded[0] = msgspec.json.encode(_system(system))
-    left = LAST
+    marks = turns = 0
+    is_result = False
     for at in range(len(encoded) - 1, begin - 1, -1):
-        if (marked := mark(msgspec.json.decode(encoded[at]))) is not None:
+        message = msgspec.json.decode(encoded[at])
+        was_result, is_result = is_result, message["role"] == "tool"
+        is_another = not (is_result and was_result)
+        if (marks < LAST or is_another) and (marked := mark(message)) is not None:
             encoded[at] = msgspec.json.encode(marked)
-            left -= 1
-        if not left:
+            marks += 1
+            turns += is_another
+        if turns == LAST:
             return
 
 

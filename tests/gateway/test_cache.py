@@ -72,6 +72,17 @@ def test_messages_without_a_text_are_passed_over() -> None:
     assert marked(user("Hi")) == [0]
 
 
+def test_a_mark_stands_before_the_results_of_a_turn_however_many() -> None:
+    calls = tuple(ToolCall(f"call_{number}", "bash", "{}") for number in range(12))
+    results = [Message("tool", (Text("out"),), tool_call_id=call.id) for call in calls]
+    one, other = Message("assistant", (), calls), Message("assistant", (Text("I look."),), calls)
+    assert marked(SYSTEM, user("Hi"), one, *results) == [0, 1, 13, 14]
+    assert marked(SYSTEM, user("Hi"), other, *results) == [0, 2, 13, 14]
+    assert marked(SYSTEM, user("Hi"), one, results[0]) == [0, 1, 3]
+    assert marked(SYSTEM, user("Hi"), one, *results, user("more")) == [0, 14, 15]
+    assert marked(SYSTEM, user("Hi"), one, *results[:2], one, *results[:2]) == [0, 4, 6, 7]
+
+
 def test_an_image_can_be_marked() -> None:
     assert mark({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}) == {
         "role": "user",

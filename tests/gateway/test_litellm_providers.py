@@ -274,7 +274,9 @@ async def test_the_cache_of_anthropic_is_marked_where_the_next_request_repeats_t
     body = emulator.requests()[0].json
     assert body["system"] == [{"type": "text", "text": "You help.", **EPHEMERAL}, {"type": "text", "text": "Answer in French."}]
     first, second, third = body["messages"]
-    assert "cache_control" not in json.dumps([first, second, body["tools"]])
+    look, *calls = second["content"]
+    assert look == {"type": "text", "text": "I look.", **EPHEMERAL}  # before the results of the turn
+    assert "cache_control" not in json.dumps([first, calls, body["tools"]])
     one, two = third["content"]
     assert one == {"type": "tool_result", "tool_use_id": "toolu_1", "content": "one", **EPHEMERAL}
     assert two == {"type": "tool_result", "tool_use_id": "toolu_2", "content": "two", **EPHEMERAL}
