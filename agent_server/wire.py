@@ -52,7 +52,7 @@ def level(event: Event) -> str:
 
 
 def source(event: Event) -> str:
-    """Gives what an event is about: task, tool, process, port, server or integration."""
+    """Gives what an event is about, a noun: task, tool, process, port, server and so on; a warning's may be mcp or permissions."""
     if event.type == "log":
         return str(event.data.get("source", "server"))
     noun = event.type.split(".")[0]

@@ -39,9 +39,13 @@ def base(model: OpenAIEmulator) -> int:
 @pytest.fixture(scope="module")
 def small(base: int, model: OpenAIEmulator) -> Iterator[ServerProcess]:
     """A server whose model reads little."""
-    window = -(-(base + SMALL) * ANSWER_SHARE // (ANSWER_SHARE - 1))
-    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(window)) as running:
+    with serving(AGENT_BASE_URL=model.url, AGENT_CONTEXT_TOKENS=str(window_of(base))) as running:
         yield running
+
+
+def window_of(base: int) -> int:
+    """Tokens of prompt and answer that the small one reads."""
+    return -(-(base + SMALL) * ANSWER_SHARE // (ANSWER_SHARE - 1))
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,18 @@ def test_a_count_of_more_than_the_model_can_read_is_no_reason_to_compact(small: 
     assert (task["status"], task["error"]["details"]["reason"], task["steps"]) == ("failed", "max_cost", 5)
     model.script({"text": "Fine."})
     assert small.post("/run", {"prompt": "Next.", "sessionId": "beyond"}).json()["response"] == "Fine."
+
+
+def test_a_count_beyond_a_window_that_is_set_smaller_is_one_where_tokenizers_may_differ(
+    base: int, small: ServerProcess, model: OpenAIEmulator
+) -> None:
+    prompt = window_of(base) + 500
+    usage = {"prompt_tokens": prompt, "completion_tokens": 100, "total_tokens": prompt + 100}
+    *before, last = printings(5, 13_000)
+    model.script(*before, {**last, "usage": usage}, {"text": "A summary."}, {"text": "Done."})
+    told = assert_completed(small, small.submit(sessionId="denser"))
+    assert len(of_type(told, "session.compacted")) == 1
+    assert is_summary_request(bodies(model)[5])
 
 
 def test_a_provider_that_sums_up_all_calls_does_not_make_every_step_a_compaction(

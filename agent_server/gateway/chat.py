@@ -13,7 +13,7 @@ from agent_server.gateway import Delta, Fault, ModelError, ModelOptions
 from agent_server.gateway.assemble import Answer, told
 from agent_server.gateway.body import BodyEncoder
 from agent_server.gateway.calls import call_ids
-from agent_server.gateway.faults import answer_error
+from agent_server.gateway.faults import answer_error, read_error
 from agent_server.gateway.prices import PriceTable
 from agent_server.gateway.providers import Endpoint, ProviderSettings, resolve
 from agent_server.messages import Message, ToolSpec
@@ -29,12 +29,6 @@ CALL_TIME = 3600.0
 
 DRAIN_TIME = 0.2
 """Seconds to wait, after the last event, for the end of the body: a connection that is read to its end is used again."""
-
-ERROR_LIMIT = 64 * 2**10
-"""Bytes of an error's body that are read."""
-
-ERROR_TIME = 3.0
-"""Seconds in which they must come: its status says most, and a server may send it a byte at a time."""
 
 
 class ChatGateway:
@@ -80,7 +74,7 @@ class ChatGateway:
         async with transport.post(endpoint, body) as response:
             chunks = response.aiter_bytes()
             if not response.is_success:
-                raise answer_error(endpoint, response.status_code, response.headers, await _read(chunks))
+                raise answer_error(endpoint, response.status_code, response.headers, await read_error(chunks))
             async for chunk in chunks:
                 for delta in answer.feed(chunk):
                     yield delta
@@ -102,17 +96,6 @@ def _make_transport(idle_timeout: float) -> "Transport":
     from agent_server.gateway.transport import open_transport
 
     return open_transport(idle_timeout)
-
-
-async def _read(chunks: AsyncIterator[bytes]) -> bytes:
-    content = bytearray()
-    with suppress(TimeoutError):
-        async with asyncio.timeout(ERROR_TIME):
-            async for chunk in chunks:
-                content += chunk
-                if len(content) >= ERROR_LIMIT:
-                    break
-    return bytes(content[:ERROR_LIMIT])
 
 
 async def _drain(chunks: AsyncIterator[bytes]) -> None:

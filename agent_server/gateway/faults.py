@@ -1,9 +1,11 @@
 """What a provider's error means: HTTP answers and errors inside a stream, classified into one ModelError."""
 
+import asyncio
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -13,6 +15,12 @@ import msgspec
 from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.chunks import ErrorPart, decode_error, joined
 from agent_server.gateway.providers import Endpoint
+
+ERROR_LIMIT = 64 * 2**10
+"""Bytes of an error's body that are read."""
+
+ERROR_TIME = 3.0
+"""Seconds in which they must come: its status says most, and a server may send it a byte at a time."""
 
 MESSAGE_LIMIT = 1000
 """Characters of a provider's message that are passed on; the rest repeats the request or is a page of HTML."""
@@ -54,6 +62,18 @@ STATUS_OF_CODE = {
 
 BUSY = frozenset({408, 409, 424, 425})
 """Statuses that ask for another try; 424 is how Bedrock says that a model failed while it answered."""
+
+
+async def read_error(chunks: AsyncIterator[bytes]) -> bytes:
+    """Reads the body of an HTTP answer that is no success: what comes of it in ERROR_TIME, up to ERROR_LIMIT. Errors: those of `chunks`."""
+    body = bytearray()
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ERROR_TIME):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) >= ERROR_LIMIT:
+                    break
+    return bytes(body[:ERROR_LIMIT])
 
 
 def answer_error(endpoint: Endpoint, status: int, headers: Mapping[str, str], body: bytes) -> ModelError:

@@ -8,7 +8,6 @@ by what was sent, not by litellm's exception. Answers in other formats are trans
 Leaves out providers that litellm calls by other means than httpx; there, its exceptions are all there is.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -18,15 +17,9 @@ import httpx
 
 from agent_server.gateway import Fault, ModelError
 from agent_server.gateway.chunks import ErrorPart, decode_error
-from agent_server.gateway.faults import answer_error
+from agent_server.gateway.faults import answer_error, read_error
 from agent_server.gateway.litellm_frames import Call
 from agent_server.gateway.providers import Endpoint
-
-ERROR_LIMIT = 64 * 2**10
-"""Bytes of an error's body that are read."""
-
-ERROR_TIME = 3.0
-"""Seconds in which they must come, as in the light way."""
 
 ALIVE_PERIOD = 1.0
 """Seconds between two signs of life, while bytes come of which litellm makes nothing."""
@@ -182,15 +175,9 @@ async def _exchange(witness: Witness, request: httpx.Request, send: Callable[[],
 
 async def _refuse(witness: Witness, request: httpx.Request, response: httpx.Response) -> None:
     """Keeps the error of an answer that is no success; redirects are not followed, they would carry the key along."""
-    body = bytearray()
     with suppress(httpx.RequestError), witness.reading():
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ERROR_TIME):
-                async for data in response.aiter_bytes():
-                    body += data
-                    if len(body) >= ERROR_LIMIT:
-                        break
-        witness.error = answer_error(witness.endpoint, response.status_code, response.headers, bytes(body[:ERROR_LIMIT]))
+        body = await read_error(response.aiter_bytes())
+        witness.error = answer_error(witness.endpoint, response.status_code, response.headers, body)
     with suppress(httpx.RequestError):
         await response.aclose()
     raise Refused(f"HTTP {response.status_code}", request=request)

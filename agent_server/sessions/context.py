@@ -54,7 +54,7 @@ FACTORS = (0.5, 3.0)
 
 UNBELIEVED = 0.9
 """A count that after a compaction is still more than this part of the one before is not believed: some servers sum up all calls.
-Nor is one of a prompt that was answered, and is larger than all that the model can read."""
+Nor is one of a prompt that was answered, where it is more than the window and no matter of tokenizers (FACTORS)."""
 
 OF_SUMMARIES = frozenset({Fault.BAD_REQUEST, Fault.CONTEXT_OVERFLOW, Fault.EMPTY, Fault.BAD_RESPONSE})
 """Faults of a request for a summary after which the task's own, which was refused as too long, is made without what is old. After others
@@ -128,14 +128,15 @@ class Room:
         if not measured:
             return
         prompt = self._run.conversation.usage.get("prompt_tokens") or 0
-        if prompt > self._window or (self._compacted_at and measured > self._compacted_at * UNBELIEVED):
+        raw = self._base + self._raw
+        least, most = FACTORS
+        is_absurd = prompt > self._window and measured > most * raw
+        if is_absurd or (self._compacted_at and measured > self._compacted_at * UNBELIEVED):
             self._believes = False
         self._compacted_at = 0
         if not self._believes:
             self._factor, self._rest = 1.0, 0.0
             return
-        raw = self._base + self._raw
-        least, most = FACTORS
         self._factor = min(max(measured / raw, least), most)
         self._rest = measured - self._factor * raw
 
