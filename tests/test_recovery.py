@@ -47,7 +47,7 @@ def mortal(lasting: ServerProcess) -> ServerProcess:
 
 
 def test_what_a_kill_left_of_a_patch_is_taken_back_before_the_server_answers(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", tmp_path], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tests.tools.killed", "several", tmp_path], check=True, capture_output=True, text=True)
     workspaces = [tmp_path / str(number) / "workspace" for number in range(1, int(done.stdout))]
     torn = next(each for each in workspaces if (each / "a").read_text() == "new a\n" and (each / "gone").exists())
     shutil.copytree(torn.parent / "patches", tmp_path / "server/data/patches")
