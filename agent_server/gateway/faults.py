@@ -25,20 +25,18 @@ ERROR_TIME = 3.0
 MESSAGE_LIMIT = 1000
 """Characters of a provider's message that are passed on; the rest repeats the request or is a page of HTML."""
 
-OVERFLOW = re.compile(
-    r"""exceed_context_size | context[ _](length|window|limit|size)
+# Patterns are compiled where they are first used: a start has no use for them.
+OVERFLOW = r"""(?isx)exceed_context_size | context[ _](length|window|limit|size)
     | prompt[ ](is[ ])?too[ ]long | input[ ]is[ ]too[ ]long | (input|prompt)[ ]token[ ]count.*exceeds
     | maximum[ ]prompt[ ]length | maximum[ ]model[ ]length | exceeded[ ]model[ ]token[ ]limit
     | prompt[ ]exceeds[ ]max | too[ ]many[ ](input[ ])?tokens | token[ ]limit[ ]exceeded | input[ ]tokens[ ]exceed
     | range[ ]of[ ]input[ ]length | input[ ]length[ ]\d+[ ]exceeds | maximum[ ]input[ ]length
     | current[ ]length[ ]is.*while[ ]limit[ ]is | 4(00|13)[ ]status[ ]code[ ]\(no[ ]body\)
-    | reduce[ ]the[ ]length[ ]of[ ]the[ ]messages | inputs`?[ ]tokens.*must[ ]be[ ]<= | request[ ]too[ ]large""",
-    re.IGNORECASE | re.VERBOSE | re.DOTALL,
-)
+    | reduce[ ]the[ ]length[ ]of[ ]the[ ]messages | inputs`?[ ]tokens.*must[ ]be[ ]<= | request[ ]too[ ]large"""
 """How OpenAI, Anthropic, Google, xAI, Groq, Kimi, Z.ai, Together, DashScope, DeepInfra, NVIDIA, Cerebras, vLLM, llama.cpp and Ollama say
 that a prompt is too long, and JavaScript's SDK that nothing was said."""
 
-TEMPLATE = re.compile(r"jinja|chat[ _]template|roles must alternate", re.IGNORECASE)
+TEMPLATE = r"(?i)jinja|chat[ _]template|roles must alternate"
 """How llama.cpp and servers on it say, with a 500, that a model's template has no form for this conversation."""
 
 NEVER_FITS = "request too large"
@@ -145,9 +143,9 @@ def _classify(status: int, part: ErrorPart, said: str) -> Fault:
         return Fault.AUTHENTICATION
     if status == 429 and NEVER_FITS not in said.lower():
         return Fault.RATE_LIMIT
-    if status == 413 or OVERFLOW.search(f"{code} {said}"):
+    if status == 413 or re.search(OVERFLOW, f"{code} {said}"):
         return Fault.CONTEXT_OVERFLOW
-    if (status >= 500 or status in BUSY) and not TEMPLATE.search(said):
+    if (status >= 500 or status in BUSY) and not re.search(TEMPLATE, said):
         return Fault.OVERLOADED
     return Fault.BAD_REQUEST
 
