@@ -47,8 +47,10 @@ def _credentials(url: str, own: OAuth, memory: "_Memory") -> OAuthClientProvider
         if own.private_key is not None:
             signed = SignedJWTParameters(issuer=name, subject=name, signing_key=own.private_key, signing_algorithm=own.algorithm)
             return ByKey(own, url, memory, name, signed.create_assertion_provider(), own.scope, own.issuer)
-        kind = BySecret if own.id_token is None else ByAssertion
-        return kind(own, url, memory, name, own.client_secret or "", scope=own.scope, issuer=own.issuer)
+        given = (own, url, memory, name, own.client_secret or "")
+        if own.id_token is not None:
+            return ByAssertion(*given, scope=own.scope, issuer=own.issuer, hide=memory.hide)
+        return BySecret(*given, scope=own.scope, issuer=own.issuer)
 
 
 def _registered(own: OAuth) -> OAuthClientInformationFull | None:
@@ -102,16 +104,17 @@ class _Memory:
 
     async def set_tokens(self, tokens: OAuthToken) -> None:
         self._token = tokens
-        self._hide(tokens.access_token, tokens.refresh_token)
+        self.hide(tokens.access_token, tokens.refresh_token)
 
     async def get_client_info(self) -> OAuthClientInformationFull | None:
         return self._client
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         self._client = client_info
-        self._hide(client_info.client_secret)
+        self.hide(client_info.client_secret)
 
-    def _hide(self, *values: str | None) -> None:
+    def hide(self, *values: str | None) -> None:
+        """Masks credentials wherever they are repeated."""
         self._secrets.add([value for value in values if value is not None], is_own=False)
 
 

@@ -4,7 +4,7 @@ To each of them: a scope that is configured is the one asked for, and authorizat
 known also where their issuer has a path. And one of our own: cross-app access, by an assertion of somebody's identity.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -98,8 +98,13 @@ class ByKey(_Flow, PrivateKeyJWTOAuthProvider):
 class ByAssertion(_Flow, ClientCredentialsOAuthProvider):
     """By the ID token of somebody who is logged in at an identity provider: that gives an assertion for it, which gives a token.
 
+    `hide` is told the assertion, which is a credential too.
     Source: https://github.com/modelcontextprotocol/ext-auth/blob/main/specification/stable/enterprise-managed-authorization.mdx
     """
+
+    def __init__(self, own: OAuth, url: str, *given: Any, hide: Callable[[str], None], **named: Any) -> None:
+        super().__init__(own, url, *given, **named)
+        self._hide = hide
 
     async def _exchange_token_client_credentials(self) -> httpx2.Request:
         _require_metadata_for_configured_issuer(self.context, self._own.issuer)
@@ -110,6 +115,7 @@ class ByAssertion(_Flow, ClientCredentialsOAuthProvider):
         if self.context.client_metadata.scope:
             form["scope"] = self.context.client_metadata.scope
         assertion = await self._assertion({"audience": str(metadata.issuer), **form})
+        self._hide(assertion)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         form, headers = self.context.prepare_token_auth({"grant_type": JWT_BEARER_GRANT_TYPE, "assertion": assertion, **form}, headers)
         return httpx2.Request("POST", self._get_token_endpoint(), data=form, headers=headers)

@@ -20,6 +20,9 @@ class Authority:
     asked: list[tuple[str, dict[str, str], str]] = field(default_factory=list)
     identity: tuple[int, Any] = (200, {"access_token": "the-assertion", "issued_token_type": "urn:ietf:params:oauth:token-type:id-jag"})
 
+    refuses_assertions: bool = False
+    """Whether its token endpoint refuses an assertion, with a message that repeats it."""
+
     def forms(self, path: str) -> list[dict[str, str]]:
         """What a path was asked."""
         return [form for asked, form, _ in self.asked if asked == path]
@@ -49,6 +52,9 @@ class Authority:
         if path == "/as/authorization":
             back = urlencode({"code": "the-code", "state": form["state"]})
             return 302, b"", {"Location": f"{form['redirect_uri']}?{back}"}
+        if path == "/as/token" and self.refuses_assertions:
+            said = {"error": "invalid_grant", "error_description": f"{form['assertion']} is not known"}
+            return 400, json.dumps(said).encode(), {}
         if path == "/as/token":
             return {"access_token": "the-token", "token_type": "Bearer", "expires_in": 3600}
         if path == "/idp/token":

@@ -207,3 +207,14 @@ def test_a_token_that_an_authorization_server_gave_is_shown_nowhere(agent: Serve
     task_id = run(agent, model, [call("echo", text="I was given the-token.")])
     assert results(model) == ["echo done"]
     assert "the-token" not in str(agent.task_events(task_id))
+
+
+def test_an_assertion_that_is_refused_is_shown_nowhere(
+    agent: ServerProcess, model: OpenAIEmulator, remote: Remote, authority: Authority
+) -> None:
+    authority.refuses_assertions = True
+    set_variable(agent, ID_TOKEN)
+    configure(agent, one=entry(remote, identity(authority)))
+    (warning,) = warnings(agent, run(agent, model))
+    assert "is not known" in warning
+    assert "the-assertion" not in warning
